@@ -1,4 +1,4 @@
-//! What is known of one request while it passes through Pingora's phases.
+//! The state of one request, from its head to its record.
 
 use super::connection::kept_body::KeptBody;
 use super::connection::{CloseReason, Connection};
@@ -18,64 +18,64 @@ use prometheus::IntGauge;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-/// One request. Dropping it, however that comes about, ends its record and its count in flight.
+/// The state of one request. Dropping it, for any reason, completes its record and decrements the number in flight.
 #[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own about the request")]
 pub struct Ctx {
     /// When its head had arrived.
     pub arrived: Now,
-    /// When its limits are charged: then, or once the body that names its end user is there.
+    /// The time at which its limits are charged: its arrival, or later if the body with the end user was read first.
     pub charged_at: Now,
-    /// Its identity.
+    /// Its id.
     pub id: RequestId,
-    /// What client, backend, logs and ledger know it by.
+    /// The request id for the client, the backend, logs and usage records.
     pub request_id: HeaderValue,
-    /// The language for messages.
+    /// The language of messages.
     pub lang: Lang,
     /// The client's address.
     pub address: IpAddr,
-    /// Whether the client's side of it is encrypted.
+    /// Whether the client uses TLS.
     pub secure: bool,
-    /// Where it came over.
+    /// The client's connection, or its stream.
     pub connection: Option<Arc<Connection>>,
-    /// The routes and upstreams it uses from begin to end.
+    /// The routes and upstreams, the same for the whole request.
     pub routing: Arc<RoutingSnapshot>,
-    /// The route that matched.
+    /// The matched route.
     pub route: Option<Arc<Route>>,
-    /// The path that the backend gets, where that is another than the client's.
+    /// The path for the backend, if the route rewrites it.
     pub rewritten: Option<Box<str>>,
-    /// What was decided before Pingora saw it; none: nothing yet.
+    /// The decision, if it was made before Pingora got the request.
     pub decided: Option<Result<(), Box<Denied>>>,
-    /// Proof that its key may do what it asks, on its way to be admitted.
+    /// Proof that the key may make this request; used up by the admission.
     pub permit: Option<Permit>,
-    /// Whether its head has been looked at.
+    /// Whether the head has been evaluated.
     pub begun: bool,
-    /// Proof that it may be forwarded.
+    /// Proof that the request may be forwarded.
     pub admission: Option<Admission>,
-    /// The same of a preflight that its backend answers.
+    /// The same for a preflight that is forwarded to the backend.
     pub preflight: Option<Preflight>,
-    /// Its record to be.
+    /// Its usage record until it is complete.
     pub record: Option<PendingRecord>,
-    /// A body read ahead to find the end user in it; sent on from here.
+    /// A body that was read ahead to find the end user; it is sent from here.
     pub body: Option<Bytes>,
-    /// What of a body has come, where a backend may say that it has not acted on it.
+    /// The part of the body received so far, kept if a backend may report that it has not processed the request.
     pub kept_body: Option<KeptBody>,
-    /// Whether that has been sent on.
+    /// Whether the body that was read ahead has been sent to a backend.
     pub is_body_sent: bool,
-    /// Body bytes taken from the client so far.
+    /// Body bytes received from the client so far.
     pub body_bytes: u64,
-    /// Bytes of the answer's body that are still to come, where that is known.
+    /// Bytes of the response body still to be received, if known.
     pub answer_left: Option<u64>,
-    /// Whether all of the answer has come.
+    /// Whether the response has been received completely.
     pub is_over: bool,
-    /// Its way through the servers of its upstream.
+    /// Its attempts at servers of the upstream.
     pub attempts: UpstreamAttempts,
     /// Whether limits were decided without the shared counters.
     pub degraded: bool,
-    /// Nanoseconds until it was decided.
+    /// Nanoseconds from arrival to the decision.
     pub own_ns: u64,
-    /// What Keygate answered by itself.
+    /// The error that Keygate responded with.
     pub fault: Option<Fault>,
-    /// Its spans, where it is recorded.
+    /// Its trace spans, if it is traced.
     pub recording: Option<Recording>,
     _in_flight: InFlightGauge,
 }
@@ -83,7 +83,7 @@ pub struct Ctx {
 struct InFlightGauge(IntGauge);
 
 impl Ctx {
-    /// A request whose head arrived at `arrived`.
+    /// The state of a request whose head arrived at `arrived`.
     pub fn new(arrived: Now, routing: Arc<RoutingSnapshot>, in_flight: IntGauge) -> Self {
         in_flight.inc();
         let id = RequestId::new(arrived.wall);
@@ -120,19 +120,19 @@ impl Ctx {
         }
     }
 
-    /// What the client's connection made of its message, where that is why reading it failed.
+    /// The refusal that follows from the close reason of the connection, if that is why reading the request failed.
     pub fn client_fault(&self) -> Option<Denial> {
         self.connection.as_ref()?.close_reason()?.denial()
     }
 
-    /// The route's name for metrics; empty when none matched.
+    /// The route's name for metrics; empty if none matched.
     pub fn route_name(&self) -> &str {
         self.route.as_ref().map_or("", |r| &r.name)
     }
 }
 
 impl CloseReason {
-    /// What the client is told, where it can be.
+    /// The refusal for the client, if it can be sent one.
     pub(super) fn denial(self) -> Option<Denial> {
         match self {
             Self::BadChunks => Some(Denial::BadRequest(BadRequest::Framing)),

@@ -1,4 +1,4 @@
-//! Pingora's phases, each a line or two that calls the part that knows.
+//! Pingora's phases. Each one only calls the responsible module.
 
 use super::connection::CloseReason;
 use super::connection::h2_stream::keep_te;
@@ -39,10 +39,10 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How many fields an answer gets from us and from Pingora, at most, beside those for other origins.
+/// Maximum number of fields that Keygate and Pingora add to a response, besides those for CORS.
 const ADDED: usize = ratelimit::FIELDS + 4;
 
-/// The proxy as Pingora calls it. Over HTTP/1.1 most of a decision has been made by then ([`super::request::fast_path`]).
+/// The proxy as Pingora calls it. For requests over HTTP/1.1 the decision has been made before ([`super::exchange`]).
 pub struct Phases(pub Arc<Proxy>);
 
 impl Deref for Phases {
@@ -92,7 +92,7 @@ impl ProxyHttp for Phases {
                 self.on_refused(&RequestMessage::of(session.req_header(), has_body), ctx, &denied);
                 let at = self.clock.now().wall;
                 let told = reply::deny(session, ctx, &self.limits, &denied.denial, denied.left.as_ref(), at);
-                // Whatever goes wrong in writing the refusal, it is the client that is not there to read it.
+                // If writing the refusal fails, the client has disconnected.
                 told.await.map_err(Error::into_down)?;
                 Ok(true)
             }
@@ -153,10 +153,10 @@ impl ProxyHttp for Phases {
     ) -> pingora::Result<()> {
         keep_te(session, request)?;
         if session.is_body_empty() {
-            // To a backend over HTTP/2 there is no part of a body then that could be the last.
+            // Without a body, a request to a backend over HTTP/2 has no last part that would report this.
             self.on_request_sent(ctx);
         }
-        // What a backend over HTTP/2 says before its answer is not heard by Pingora, so the client is told to go on by us.
+        // Pingora does not see a 100 Continue from a backend over HTTP/2, so Keygate sends it.
         let asks_us =
             request.version == Version::HTTP_2 && request.headers.contains_key(http::header::EXPECT);
         if asks_us && !session.is_body_done() {
@@ -172,7 +172,8 @@ impl ProxyHttp for Phases {
         let version = session.req_header().version;
         edit_request(request, |fields| {
             ctx.routing.headers.to_backend(fields, &told)?;
-            // After what is told of the client's Host, and before Pingora checks that all agrees.
+            // After `to_backend`, which reports the Host of the client to the backend, and before Pingora checks that
+            // both agree.
             forward::set_host(fields, &told.route.forward.host, ctx.attempts.server())?;
             match version {
                 Version::HTTP_10 if !fields.contains_key(HOST) => {
@@ -200,20 +201,22 @@ impl ProxyHttp for Phases {
             self.on_request_sent(ctx);
         }
         if let Some(read_ahead) = &ctx.body {
-            // Pingora replays what it kept, which may be only the tail. All of it is here. No part at all would be the end.
+            // Pingora replays only what it has kept, possibly just the tail, so the copy of the whole body replaces
+            // it. The other parts are empty but present: none would mean the end.
             *body = Some(if end_of_stream { read_ahead.clone() } else { Bytes::new() });
             ctx.is_body_sent |= end_of_stream;
             return Ok(());
         }
         if ctx.attempts.is_tunnel() {
-            // It has no body: what passes has no length, and each part gives both sides their time anew.
+            // A tunnel has no body: its bytes have no length limit, and each part restarts the idle timeout of both
+            // sides.
             restart_read_timeout(ctx);
             return Ok(());
         }
         ctx.body_bytes += body.as_ref().map_or(0, |b| u64::try_from(b.len()).unwrap_or(u64::MAX));
         if ctx.route.as_ref().is_some_and(|route| ctx.body_bytes > route.max_body_bytes) {
-            // It is the client's doing. Of an error that says nothing of this Pingora believes that it is a backend's, over
-            // HTTP/2, and waits for the answer to a request that never ends.
+            // The client is the cause. Over HTTP/2, Pingora takes an error without a source for one of the backend,
+            // and would wait for the response to a request that never ends.
             return Err(
                 Error::explain(ErrorType::HTTPStatus(413), "request body exceeds max_body_bytes").into_down()
             );
@@ -228,8 +231,8 @@ impl ProxyHttp for Phases {
             Proxy::part_goes(ctx);
         }
         if end_of_stream && body.as_ref().is_some_and(Bytes::is_empty) {
-            // Over HTTP/1.1 Pingora would write the end of a chunked body once for the empty part and once for the end,
-            // and the second would be taken for the next request on that connection.
+            // Over HTTP/1.1 Pingora would write the end of a chunked body twice, for the empty part and for the end.
+            // The backend would read the second as the next request.
             *body = None;
         }
         Ok(())
@@ -242,7 +245,7 @@ impl ProxyHttp for Phases {
         ctx: &mut Ctx,
     ) -> pingora::Result<()> {
         if !is_final(response.status) {
-            // It only tells that an answer comes.
+            // An interim response.
             return edit_response(response, |fields| {
                 end_hop(fields, false);
                 fields.insert(X_REQUEST_ID, ctx.request_id.clone());
@@ -315,12 +318,13 @@ impl ProxyHttp for Phases {
             give_back(ctx);
         }
         if ctx.is_over {
-            // What failed after that is nobody's loss: the client has its answer, or did not take it.
+            // Not a failure of the request: its response was received completely, and the client has it or has not
+            // read it.
             return FailToProxy { error_code: 0, can_reuse_downstream: false };
         }
         let Some(denial) = ctx.client_fault().or_else(|| ForwardError::of(e).fault().map(Denial::Plain))
         else {
-            // The client is gone; there is nobody to answer.
+            // The client has disconnected, so no response is sent.
             return FailToProxy { error_code: 0, can_reuse_downstream: false };
         };
         let fault = denial.fault();
@@ -334,22 +338,22 @@ impl ProxyHttp for Phases {
         }
         let is_over = ctx.connection.as_ref().is_some_and(|connection| connection.close_reason().is_some());
         if !session.is_body_done() || is_over {
-            // Of the request's body an unknown part is still to come, or the connection has been given up.
+            // An unknown part of the request body is still to come, or the connection is being closed.
             session.set_keepalive(None);
         }
         if let Some(connection) = &ctx.connection {
-            // That of an answer which was not written.
+            // The `Date` of a response that was not written.
             drop(connection.take_date());
         }
         let left = ctx.admission.as_ref().map(|a| a.left().clone());
-        // What it has taken is free before the client can read that it has failed.
+        // The request's permits are released before the client can read the error.
         frees(ctx);
         let at = self.clock.now().wall;
         if let Err(error) = reply::deny(session, ctx, &self.limits, &denial, left.as_ref(), at).await {
             tracing::debug!(%error, "cannot write response: client disconnected");
             return FailToProxy { error_code, can_reuse_downstream: false };
         }
-        // After an attempt Pingora drops the connection whatever is said here. It is picked up where it falls.
+        // After an attempt Pingora drops the connection in any case; the stream is then picked up by the server loop.
         if session.get_keepalive().is_some()
             && session.get_keepalive_reuses_remaining() != Some(0)
             && let Some(connection) = &ctx.connection
@@ -369,7 +373,7 @@ impl ProxyHttp for Phases {
     }
 
     fn suppress_error_log(&self, _session: &Session, _ctx: &Ctx, _error: &Error) -> bool {
-        // Pingora would log the whole request line, query included. What matters is logged where it is handled.
+        // Pingora would log the whole request line, including the query. Errors are logged where they are handled.
         true
     }
 
@@ -389,12 +393,13 @@ impl ProxyHttp for Phases {
 }
 
 impl Proxy {
-    /// A request that has just arrived.
+    /// The context of a request that has just arrived.
     pub(super) fn ctx(&self) -> Ctx {
         Ctx::new(self.clock.now(), self.routing.load_full(), self.metrics.in_flight.clone())
     }
 
-    /// A request has ended: `written` is the status that the client was answered, `bytes` what of bodies was read and sent.
+    /// Ends a request: writes its record, metrics and access log. `written` is the status sent to the client, `bytes`
+    /// are the body bytes read and sent.
     pub(super) fn ended(
         &self,
         message: &RequestMessage<'_>,
@@ -404,7 +409,7 @@ impl Proxy {
         (read, sent): (u64, u64),
     ) {
         Self::on_served(ctx, outcome == Outcome::Served);
-        // 499 is what nginx calls a client that went away before it was answered.
+        // nginx's status for a client that disconnects before its response.
         let status = written.unwrap_or(499);
         if let Some(mut record) = ctx.record.take() {
             record.bytes(read, sent);
@@ -431,7 +436,7 @@ impl Proxy {
         }
     }
 
-    /// What a backend is told about a request; none where it was not let in.
+    /// The facts about a request for the header fields sent to the backend; none if the request was not admitted.
     pub(super) fn forward_context<'r>(
         &self,
         ctx: &'r Ctx,
@@ -451,7 +456,7 @@ impl Proxy {
         })
     }
 
-    /// Rewrites the fields of a backend's answer for the client.
+    /// Edits the fields of a backend's response for the client.
     pub(super) fn edit_answer(
         &self,
         fields: &mut impl EditFields,
@@ -459,7 +464,7 @@ impl Proxy {
         is_upgrade: bool,
         origin: Option<&HeaderValue>,
     ) -> pingora::Result<()> {
-        // Before anything is written here: a backend can take off what it sent, and nothing else.
+        // Before Keygate's own fields are written, so that the backend's `Connection` can name only its own fields.
         end_hop(fields, is_upgrade);
         if let Some(route) = &ctx.route {
             forward::apply(fields, &route.forward.response);
@@ -479,7 +484,7 @@ impl Proxy {
         Ok(())
     }
 
-    /// The head of the answer is about to go to the client.
+    /// Records that the response head is about to be sent to the client.
     pub(super) fn note_first_byte(&self, ctx: &mut Ctx, status: u16) {
         let so_far = self.elapsed(ctx).saturating_sub(Duration::from_nanos(ctx.own_ns));
         self.metrics.backend_seconds.with_label_values(&[ctx.route_name()]).observe(so_far.as_secs_f64());
@@ -493,7 +498,7 @@ impl Proxy {
     }
 }
 
-/// The request never reached a backend: it costs nothing.
+/// Refunds a request that has not reached a backend.
 pub(super) fn give_back(ctx: &mut Ctx) {
     if let Some(admission) = ctx.admission.take() {
         admission.give_back();
@@ -503,7 +508,7 @@ pub(super) fn give_back(ctx: &mut Ctx) {
     }
 }
 
-/// The request is not in flight any more.
+/// The request is no longer in flight: releases its permits.
 pub(super) fn frees(ctx: &mut Ctx) {
     ctx.admission = None;
     ctx.attempts.ends();
@@ -512,7 +517,7 @@ pub(super) fn frees(ctx: &mut Ctx) {
     }
 }
 
-/// What a request came to. `written` is the status that the client was given, if any.
+/// The outcome of a request. `written` is the status sent to the client, if any.
 pub(super) fn outcome_of(ctx: &Ctx, error: Option<ForwardError>, written: Option<u16>) -> Outcome {
     match (ctx.fault, error) {
         (None, Some(_))
@@ -547,7 +552,7 @@ fn log_access(message: &RequestMessage<'_>, ctx: &Ctx, outcome: Outcome, status:
     line.write();
 }
 
-/// The status as metrics say it.
+/// The class of a status in metrics.
 pub(super) const fn class_of(status: u16) -> &'static str {
     match status {
         100..200 => "1xx",

@@ -1,18 +1,19 @@
-//! What a config makes of routes and backends, as one value: a request uses one from its begin to its end.
+//! Routes and backends of one config, as one value. A request uses the same value from beginning to end.
 //!
-//! *Invariant:* routes, upstreams and header rules of one request come from one config, whatever is reloaded meanwhile.
+//! *Invariant:* routes, upstreams and header rules of a request come from one config, even if another is loaded
+//! meanwhile.
 
 use super::message::headers::HeaderPolicy;
 use super::upstream::Upstream;
 use crate::policy::routing::route::RouteTable;
 use std::sync::Arc;
 
-/// Where requests go.
+/// The routing of requests.
 pub struct RoutingSnapshot {
-    /// Which requests are known at all.
+    /// The routes.
     pub routes: RouteTable,
-    /// Backends, in the order that routes number them.
+    /// Backends, at the indices that routes use.
     pub upstreams: Box<[Arc<Upstream>]>,
-    /// What goes to backends.
+    /// The header rules for requests to backends.
     pub headers: HeaderPolicy,
 }

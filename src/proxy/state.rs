@@ -1,6 +1,6 @@
-//! What all requests share: the gate, the routes in force, the journal, limits and metrics.
+//! State shared by all requests: the gate, the current routes, the journal, limits and metrics.
 //!
-//! The steps of a request are methods of [`Proxy`], each in the file of its step.
+//! The steps of a request are methods of [`Proxy`], each in the module of its step.
 
 use crate::clock::Clock;
 use crate::gate::Gate;
@@ -18,33 +18,33 @@ use std::time::Duration;
 
 /// The proxy.
 pub struct Proxy {
-    /// Decides.
+    /// Decides about requests.
     pub gate: Arc<Gate>,
-    /// Where requests go, as the newest config says.
+    /// The current routes and upstreams.
     pub routing: Arc<ArcSwap<RoutingSnapshot>>,
-    /// Takes the records.
+    /// Receives usage records.
     pub recorder: Recorder,
-    /// Numbers.
+    /// Metrics.
     pub metrics: Arc<Metrics>,
-    /// Time.
+    /// The clock.
     pub clock: Arc<dyn Clock>,
-    /// Sizes and times.
+    /// Sizes and timeouts.
     pub limits: ProxyLimits,
-    /// Wrong secrets, by address; none: any number is answered.
+    /// Limits invalid keys per address; none: no limit.
     pub invalid_keys: Option<AddressLimiter>,
-    /// Preflights that backends answer, by address; none: any number.
+    /// Limits preflights forwarded to backends, per address; none: no limit.
     pub preflights: Option<AddressLimiter>,
     /// The access log.
     pub access: AccessLog,
-    /// Whose `X-Forwarded-For` counts.
+    /// Proxies whose `X-Forwarded-For` is trusted.
     pub trusted: TrustedProxies,
-    /// Which requests are traced.
+    /// Selects the requests that are traced.
     pub tracing: Tracing,
-    /// This node's name.
+    /// The name of this node.
     pub node: Box<str>,
 }
 
-/// What a request may be, and how it is answered.
+/// Limits for requests, and settings for responses.
 #[derive(Clone, Copy, Debug)]
 pub struct ProxyLimits {
     /// Bytes of all header fields.
@@ -53,12 +53,12 @@ pub struct ProxyLimits {
     pub header_fields: usize,
     /// Bytes of the request target.
     pub uri_bytes: usize,
-    /// How long a client may take none of what is written to one of its streams.
+    /// Longest time a client may accept nothing of a stream's response.
     pub write_timeout: Duration,
-    /// Bytes of a body that is read ahead.
+    /// Maximum size of a body that is read ahead, in bytes.
     pub end_user_body_bytes: u64,
     /// Whether the client's `X-Request-Id` is used.
     pub trust_request_id: bool,
-    /// Which header families tell what is left.
+    /// The families of rate limit header fields in responses.
     pub families: RateLimitFamilies,
 }

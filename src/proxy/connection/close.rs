@@ -179,7 +179,7 @@ impl CloseReason {
         }
     }
 
-    /// Whether the connection is closed between requests while the client still reads, so that it can be told.
+    /// Whether the connection is closed between requests while the client still reads, so that it can get a GOAWAY.
     pub const fn can_take_leave(self) -> bool {
         matches!(self, Self::Silent | Self::Crowded | Self::Stopping)
     }

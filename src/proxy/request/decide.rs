@@ -180,7 +180,7 @@ impl Proxy {
         ctx.own_ns = own;
     }
 
-    /// An address with too many invalid keys is told to wait, instead of that the key is invalid.
+    /// Refuses an address with too many invalid keys with a time to wait, instead of as an invalid key.
     fn limit_invalid_keys(&self, mut denied: Box<Denied>, ctx: &Ctx) -> Box<Denied> {
         if denied.denial == Denial::KeyInvalid
             && let Some(Err(wait)) = self.invalid_keys.as_ref().map(|limiter| limiter.check(ctx.address))
@@ -301,7 +301,7 @@ impl Proxy {
         end_user_in_coded_body(&body, coding, max, field).map(|name| name.map(Into::into))
     }
 
-    /// Records a refusal. Starts a usage record if the key is known.
+    /// Records a refusal. Starts a usage record if the key and the route are known.
     pub(in crate::proxy) fn on_refused(&self, message: &RequestMessage<'_>, ctx: &mut Ctx, denied: &Denied) {
         ctx.route.clone_from(&denied.route);
         ctx.degraded = denied.degraded;

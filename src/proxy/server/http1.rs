@@ -1,8 +1,8 @@
-//! One HTTP/1.1 connection: reads each head whole and strictly, then lets Pingora serve the request.
+//! One HTTP/1.1 connection: reads each request head completely and validates it strictly, then serves the request.
 //!
-//! Pingora's own reader has a deadline for each read instead of one for the head, takes a megabyte of it, mends what
-//! should be refused, and answers what it cannot read without a body. Here a request reaches it only when it has one
-//! reading.
+//! Pingora's own reader has a deadline per read instead of one for the head, accepts heads of a megabyte, repairs
+//! what should be refused, and responds to invalid requests without a body. Here Pingora gets a request only if its
+//! head is unambiguous.
 
 use super::listen::Acceptor;
 use crate::envelope::last_answer;
@@ -21,22 +21,22 @@ use pingora::protocols::http::ServerSession;
 use std::sync::Arc;
 use tokio::io::AsyncWriteExt;
 
-/// What of a head is neither its target nor its fields: method, version, line ends.
+/// Bytes of a head besides its target and its fields: method, version, line ends.
 const AROUND: usize = 64;
-/// Most of what still comes after a last answer that is read and thrown away.
+/// Maximum bytes read and discarded after the last response.
 const LINGER_BYTES: usize = 64 * 1024 * 1024;
 
-/// What came of waiting for a request.
+/// Result of waiting for a request.
 enum NextRequest {
     /// A request.
     Request(ReadRequest),
-    /// Something that is refused.
+    /// An invalid request, which is refused.
     Refused(Denial),
-    /// Nothing: the client left, or was sent away.
+    /// None: the client has disconnected, or the connection was closed.
     Nothing,
 }
 
-/// Serves one request after the other.
+/// Serves the requests of a connection, one after the other.
 pub(in crate::proxy) async fn serve(
     acceptor: &Acceptor,
     mut client_stream: Box<H1ClientStream>,
@@ -114,13 +114,13 @@ pub(in crate::proxy) async fn serve(
     }
 }
 
-/// Whether what the client still sends has to be read for a while, so that it can read its answer.
+/// Whether to read what the client still sends for a while, so that it can read its response.
 fn is_owed_reading(client_stream: &H1ClientStream, connection: &Connection) -> bool {
     let sends_on = !client_stream.is_between_requests() || !client_stream.buffered().is_empty();
     !connection.is_tunnel() && (sends_on || connection.close_reason().is_some())
 }
 
-/// Waits for a head and looks at it.
+/// Waits for a request head and validates it.
 async fn next_request(
     acceptor: &Acceptor,
     client_stream: &mut H1ClientStream,
@@ -131,7 +131,7 @@ async fn next_request(
     connection.enter(if first { Stage::FirstByte } else { Stage::Idle });
     let (mut searched, mut in_head, mut may_skip) = (0, false, !first);
     loop {
-        // An empty line before a request line is forgiven, as RFC 9112, 2.2 asks; some clients end a body with it.
+        // One empty line before a request line is ignored, as RFC 9112, 2.2 asks; some clients send one after a body.
         if may_skip && client_stream.buffered().len() >= 2 {
             if client_stream.buffered().starts_with(b"\r\n") {
                 client_stream.skip(2);
@@ -182,7 +182,7 @@ fn take(client_stream: &mut H1ClientStream, end: usize, fields_max: usize) -> Ne
     }
 }
 
-/// Says why, and closes.
+/// Sends a refusal and closes the connection.
 async fn refuse(
     acceptor: &Acceptor,
     client_stream: &mut H1ClientStream,
@@ -202,7 +202,7 @@ async fn refuse(
     if acceptor.proxy.access.wants(status) {
         let line = AccessLogLine {
             request_id: &request_id.0.to_string(),
-            // As that of a request which brings none.
+            // As for a request without `traceparent`.
             trace_id: request_id.0.simple(),
             method: &method,
             path: &path,
@@ -221,8 +221,8 @@ async fn refuse(
     }
 }
 
-/// Ends our side of the connection. What the client still sends is read for a while, because closing a socket with
-/// unread bytes in it, or with bytes on their way to it, would take the last answer away from the client.
+/// Closes our side of the connection, then reads for a while what the client still sends. Closing a socket with
+/// unread bytes, or with bytes still arriving, resets the connection, and the client could lose the last response.
 async fn linger_and_close(client_stream: &mut H1ClientStream, connection: &Connection) {
     connection.clear_close_reason(Stage::Linger);
     if let Err(error) = client_stream.shutdown().await {
@@ -242,7 +242,7 @@ async fn linger(client_stream: &mut H1ClientStream, connection: &Connection) {
             Ok(n @ 1..) if n < left => left -= n,
             _ => return,
         }
-        // The deadline of this stage is for a pause.
+        // The deadline of this stage applies to each pause.
         connection.enter(Stage::Linger);
     }
 }

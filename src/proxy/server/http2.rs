@@ -1,4 +1,4 @@
-//! One HTTP/2 connection: each stream is a request of its own, with limits on what all of them may hold together.
+//! One HTTP/2 connection: each stream is a request of its own. Limits apply to the memory of all streams together.
 
 use super::listen::Acceptor;
 use crate::proxy::connection::h1_stream::H1ClientStream;
@@ -11,21 +11,21 @@ use http::Request;
 use pingora::apps::HttpServerApp;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Bytes of answers that wait in one stream for the client's window.
+/// Response bytes of a stream that may wait for the client's flow control window.
 const SEND_BUFFER: usize = 64 * 1024;
-/// Bytes of bodies that may be on their way to us, of one stream and of all of them.
+/// Flow control windows for request bodies: of a stream, and of a connection.
 const STREAM_WINDOW: u32 = 64 * 1024 - 1;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
 
 type Streams = h2::server::Connection<Box<H1ClientStream>, Bytes>;
 
-/// Serves streams until the client leaves, is sent away, or the gateway stops.
+/// Serves streams until the client disconnects, the connection is closed, or the gateway stops.
 pub(in crate::proxy) async fn serve(
     acceptor: &Acceptor,
     client_stream: Box<H1ClientStream>,
     connection: &Arc<Connection>,
 ) {
-    // The frames are HTTP/2's to read; only who is late is still decided by the stream.
+    // The HTTP/2 layer reads the bytes unchanged. The client stream only enforces the deadlines.
     connection.mark_tunnel();
     let mut streams = match options(acceptor).handshake(client_stream).await {
         Ok(streams) => streams,
@@ -69,15 +69,15 @@ pub(in crate::proxy) async fn serve(
     say_goodbye(streams, connection).await;
 }
 
-/// Tells a client whose connection is closed between requests which of them were served, so that it can send others again
-/// (RFC 9113, 6.8).
+/// Sends GOAWAY to a client whose connection is closed between requests. It names the last stream that was served, so
+/// that the client can retry later ones (RFC 9113, 6.8).
 async fn say_goodbye(mut streams: Streams, connection: &Connection) {
     if !connection.close_reason().is_some_and(CloseReason::can_take_leave) {
         return;
     }
     connection.clear_close_reason(Stage::Linger);
     streams.abrupt_shutdown(Reason::NO_ERROR);
-    // Its deadline is that of the stage.
+    // Limited by the deadline of the stage.
     while let Some(Ok(_)) = streams.accept().await {}
 }
 
@@ -102,8 +102,8 @@ async fn serve_stream(
 fn options(acceptor: &Acceptor) -> Builder {
     let limits = acceptor.limits;
     let mut options = Builder::new();
-    // What is a little too large is refused by us, with the envelope; only what is far too large by h2, with a bare 431. It
-    // counts 32 bytes for each field, of which cookies may be many that are one elsewhere.
+    // A head somewhat too large is refused by Keygate with the error envelope; h2 refuses only much larger ones, with
+    // an empty 431. h2 adds 32 bytes per field, and HTTP/2 may split cookies that are one field in HTTP/1.1.
     let header_bytes = u32::try_from(2 * limits.uri_bytes + 4 * limits.header_bytes).unwrap_or(u32::MAX);
     options
         .max_concurrent_streams(limits.streams)
@@ -114,9 +114,10 @@ fn options(acceptor: &Acceptor) -> Builder {
     options
 }
 
-/// A stream that is being served. With the first the connection is busy, with the last it waits again.
+/// Counts a stream that is being served. With the first one the connection is busy, with the last one it becomes
+/// idle.
 struct ActiveStreamGuard {
-    /// How many there are. Held while the connection is told, so that what it hears last is so.
+    /// Number of streams. Locked while the stage of the connection is set, so that the last change wins.
     active: Arc<Mutex<usize>>,
     connection: Arc<Connection>,
 }

@@ -1,7 +1,8 @@
-//! Accepting connections: the table takes them in, a task serves each, the last to go ends the drain at shutdown.
+//! Accepts connections: registers each in the table and starts a task to serve it. The last connection to close ends
+//! the drain at shutdown.
 //!
-//! Pingora's own accept loop has no deadline for a request's head and always sleeps its whole grace period when it
-//! stops; this one stops as soon as the last request is answered.
+//! Pingora's own accept loop has no deadline for a request head and always sleeps for its whole grace period when it
+//! stops. This one stops as soon as the last response is sent.
 
 use super::tls::{TlsContext, was_a_challenge};
 use super::{http1, http2};
@@ -26,18 +27,20 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-/// Why a connection may not be taken in, as metrics say it.
+/// Why a connection is refused: the labels in metrics.
 pub const REFUSED: [&str; 4] =
     [NotRegistered::Full.as_str(), NotRegistered::Address.as_str(), "proxy_protocol", "tls"];
 
-/// How long a failed accept (no descriptors left) rests before it tries again.
+/// Pause after a failed accept, for example for lack of descriptors.
 const ACCEPT_REST: Duration = Duration::from_millis(50);
-/// For how long none may have failed until that is over: where descriptors are short, some come and go all the time.
+/// Time without a failure after which a shortage is over: while descriptors are short, some become free again and
+/// again.
 const OVER_AFTER: Duration = Duration::from_secs(1);
-/// Most connections that are still accepted when the gateway stops: more than the kernel keeps waiting.
+/// Maximum number of pending connections that are still accepted when the gateway stops: more than the kernel's
+/// backlog.
 const WAITING_MAX: usize = 4_096;
 
-/// How large a head may be before any of it is understood.
+/// Limits for a request head before it is parsed, and for a connection.
 #[derive(Clone, Copy, Debug)]
 pub struct HeadLimits {
     /// Bytes of the request target.
@@ -46,52 +49,53 @@ pub struct HeadLimits {
     pub header_bytes: usize,
     /// Number of header fields.
     pub fields: usize,
-    /// Requests of one connection.
+    /// Requests per connection.
     pub requests: u64,
-    /// Streams of an HTTP/2 connection at a time.
+    /// Concurrent streams per HTTP/2 connection.
     pub streams: u32,
 }
 
-/// What clients speak at a listener.
+/// The protocol of a listener.
 #[derive(Clone)]
 pub enum ListenerProtocol {
     /// HTTP/1.1.
     Http1,
-    /// HTTP/2 without TLS, from its first byte.
+    /// HTTP/2 without TLS, with prior knowledge.
     Http2,
-    /// TLS, and inside it what client and gateway agree on.
+    /// TLS, with the protocol negotiated inside it.
     Tls(Arc<TlsContext>),
 }
 
-/// That nobody could be accepted, and when that was last. Told when it begins and when it is over.
+/// A shortage of resources for new connections, with the time of the last failure. Logged when it begins and when it
+/// is over.
 #[derive(Default)]
 struct AcceptShortage(Option<Instant>);
 
-/// Accepts on one listener for as long as the gateway runs.
+/// Accepts connections on one listener while the gateway runs.
 #[derive(Clone)]
 pub struct Acceptor {
-    /// What is spoken.
+    /// The protocol.
     pub protocol: ListenerProtocol,
-    /// Whether proxies of ours say with the PROXY protocol who the client is.
+    /// Whether trusted proxies report the client's address with the PROXY protocol.
     pub proxy_protocol: bool,
-    /// What decides about requests.
+    /// Decides about requests.
     pub proxy: Arc<Proxy>,
-    /// What serves them, by the same decisions.
+    /// Pingora's proxy, which uses the same decisions.
     pub phases: Arc<HttpProxy<Phases>>,
-    /// What makes connections to backends inside TLS.
+    /// Opens TLS connections to backends.
     pub connector: Arc<TransportConnector>,
     /// The table of connections.
     pub connections: Arc<ConnectionTable>,
-    /// Sizes.
+    /// Limits.
     pub limits: HeadLimits,
-    /// Turns true when the gateway stops.
+    /// Becomes true when the gateway stops.
     pub stop: watch::Receiver<bool>,
-    /// Held by every connection: when the last is gone, its receiver ends.
+    /// Held by every connection: the receiver ends when the last one is closed.
     pub open: mpsc::Sender<()>,
 }
 
 impl Acceptor {
-    /// Accepts until told to stop. Connections accepted so far go on.
+    /// Accepts until the gateway stops. Open connections are served further.
     pub async fn run(mut self, listener: TcpListener) {
         let mut shortage = AcceptShortage::default();
         loop {
@@ -118,12 +122,12 @@ impl Acceptor {
                 }
             }
         }
-        // From here on every answer says that its connection closes.
+        // From now on every response says that its connection closes.
         self.phases.http_cleanup().await;
         self.accept_pending(listener);
     }
 
-    /// Those who have connected and wait to be accepted would be reset by the closing of the listener.
+    /// Accepts the connections pending in the backlog, which closing the listener would reset.
     fn accept_pending(&self, listener: TcpListener) {
         let listener = match listener.into_std() {
             Ok(listener) => listener,
@@ -135,14 +139,15 @@ impl Acceptor {
                 .and_then(|(stream, peer)| Ok((TcpStream::from_std(nonblocking(stream)?)?, peer)))
             {
                 Ok((stream, peer)) => self.accept(stream, peer),
-                // Nobody waits any more.
+                // The backlog is empty.
                 Err(_) => return,
             }
         }
     }
 
     fn accept(&self, stream: TcpStream, peer: SocketAddr) {
-        // An answer's head and body may be two small writes; the second must not wait for the first's acknowledgement.
+        // The head and body of a response may be two small writes; the second must not wait until the first is
+        // acknowledged.
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "connection closed before its first request");
             return;
@@ -205,12 +210,12 @@ impl Acceptor {
         }
     }
 
-    /// How long ago `begun` was.
+    /// Time since `begun`.
     pub(in crate::proxy) fn since(&self, begun: Now) -> Duration {
         Duration::from_nanos(self.proxy.clock.now().steady_ns.saturating_sub(begun.steady_ns))
     }
 
-    /// A request was refused before it was one.
+    /// Counts a refusal of a request that could not be parsed.
     pub(in crate::proxy) fn count_refused(&self, fault: Fault, elapsed: Duration) {
         let labels = ["", class_of(fault.status()), Outcome::Denied.as_str()];
         self.proxy.metrics.requests.with_label_values(&labels).inc();
@@ -227,12 +232,12 @@ impl Acceptor {
 // === impl AcceptShortage ===
 
 impl AcceptShortage {
-    /// Somebody could not be accepted. Whether that begins now.
+    /// Records a failed accept. Returns whether the shortage begins now.
     fn mark(&mut self) -> bool {
         self.0.replace(Instant::now()).is_none()
     }
 
-    /// Somebody could. Whether it is over with that.
+    /// Records a successful accept. Returns whether it ends the shortage.
     fn clear_if_over(&mut self) -> bool {
         self.0.take_if(|last| last.elapsed() >= OVER_AFTER).is_some()
     }
@@ -243,7 +248,7 @@ fn nonblocking(stream: std::net::TcpStream) -> io::Result<std::net::TcpStream> {
     Ok(stream)
 }
 
-/// Reads what a proxy says about its client before anything else, and not a byte more. None: it speaks for itself.
+/// Reads the PROXY protocol header, and no byte after it. None: the proxy speaks for itself.
 async fn read_proxy_header(stream: &mut TcpStream) -> io::Result<Option<IpAddr>> {
     let bad = || io::Error::from(io::ErrorKind::InvalidData);
     let mut head = [0; V2_HEAD];
@@ -255,7 +260,7 @@ async fn read_proxy_header(stream: &mut TcpStream) -> io::Result<Option<IpAddr>>
         stream.read_exact(&mut addresses).await?;
         return read_v2(&head, &addresses).map_err(|_| bad());
     }
-    // Its end is a line feed, behind which the client's own bytes begin: so it is read byte by byte.
+    // A line feed ends the header and the client's bytes follow it, so it is read byte by byte.
     let mut line = first.to_vec();
     while !line.ends_with(b"\n") {
         if line.len() == V1_MAX || !line.starts_with(b"PROXY ") {
@@ -277,7 +282,7 @@ mod tests {
         assert!(shortage.mark());
         for _ in 0..100 {
             tokio::time::advance(ACCEPT_REST).await;
-            // Somebody left, whoever waited longest is in, and the next one is not.
+            // A descriptor became free, the connection that waited longest got it, and the next accept fails.
             assert!(!shortage.clear_if_over() && !shortage.mark());
         }
         tokio::time::advance(OVER_AFTER).await;

@@ -1,8 +1,9 @@
-//! TLS with clients: certificates from files, several by the name a client asks for, read again when the files change.
+//! TLS with clients: certificates from files, selected by the server name of the client, and reloaded when the files
+//! change.
 //!
-//! Must not know: what is spoken inside, or who writes the files. Files that cannot be used leave their certificate as it
-//! was, and are tried again until they can. An authority that asks whether a name is ours (RFC 8737) is shown what somebody
-//! else has prepared.
+//! Must not know: the protocol inside TLS, or who writes the files. If files are unusable, the previous certificate
+//! stays in use and they are read again later. For the ACME challenge TLS-ALPN-01 (RFC 8737), a certificate prepared
+//! elsewhere is presented.
 
 use crate::fileio;
 use crate::metrics::Metrics;
@@ -23,78 +24,80 @@ use tokio_rustls::server::TlsStream;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 use zeroize::Zeroizing;
 
-/// How often the files are looked at.
+/// Interval at which the files are checked.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
-/// How a folder may call the two files, as certbot and Kubernetes do.
+/// Names of the two files in a folder, as certbot and Kubernetes write them.
 const NAMES: [(&str, &str); 2] = [("fullchain.pem", "privkey.pem"), ("tls.crt", "tls.key")];
 
-/// What an authority offers that only wants to see that a name is ours.
+/// The ALPN protocol of an ACME authority that validates a name.
 const ACME: &[u8] = b"acme-tls/1";
 
-/// What it is shown: a certificate and its key.
+/// The certificate for a challenge, and its key.
 pub type ChallengeCertificate = (CertificateDer<'static>, PrivateKeyDer<'static>);
 
 /// Why TLS cannot be served.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {why}", .path.display())]
 pub struct TlsError {
-    /// Which file or folder.
+    /// The file or folder.
     pub path: PathBuf,
     /// What is wrong with it.
     pub why: String,
 }
 
-/// What TLS is served with.
+/// Settings of TLS.
 #[derive(Clone, Debug)]
 pub struct TlsSettings {
-    /// Files with a chain and its key, or folders with one file for each; the first is for clients that ask for no name.
+    /// Files with a chain and its key, or folders with one file for each. The first is for clients that send no
+    /// server name.
     pub certificates: Vec<PathBuf>,
-    /// The same, of files that somebody else writes: those that are not there, or of no use, are passed over.
+    /// The same, for files that are ordered by ACME and written by another component. Missing or unusable ones are
+    /// skipped.
     pub ordered: Vec<PathBuf>,
-    /// Whose clients' certificates are accepted.
+    /// The authorities that sign clients' certificates.
     pub client_ca: Option<PathBuf>,
-    /// Whether a client must have one.
+    /// Whether a client must present a certificate.
     pub client_must: bool,
 }
 
-/// The certificates in force.
+/// The certificates in use.
 pub struct Certificates {
     settings: TlsSettings,
-    /// Where each comes from, in the order of the settings.
+    /// The source of each certificate, in the order of the settings.
     sources: Mutex<Vec<CertificateSource>>,
     loaded: ArcSwap<Vec<Arc<CertifiedKey>>>,
-    /// By name, what an authority is shown that asks for it.
+    /// Certificates for ACME challenges, by name.
     challenges: Mutex<HashMap<Box<str>, Arc<CertifiedKey>>>,
     metrics: Arc<Metrics>,
 }
 
-/// What TLS listeners speak: the certificates in force, and whose clients' certificates are accepted.
+/// The TLS configuration of listeners: the certificates in use, and the authorities for clients' certificates.
 pub struct TlsContext {
     certificates: Arc<Certificates>,
-    /// Another one for another authority: what it remembers of sessions goes with the one before.
+    /// Replaced when the authorities change, which also drops the sessions for resumption.
     config: ArcSwap<ServerConfig>,
-    /// What the file of that authority held when it was read, and why it cannot be read now, as it was told last.
+    /// The content of the authorities' file when it was read, and the last logged reason why it cannot be read now.
     client_ca: Mutex<(Vec<u8>, Option<String>)>,
 }
 
-/// When the two files of a certificate were written.
+/// Modification times of the two files of a certificate.
 type FileTimes = [Option<SystemTime>; 2];
 
-/// Where one certificate comes from, and what has come.
+/// The source of one certificate, and what was read from it.
 struct CertificateSource {
     path: PathBuf,
-    /// Whether somebody else writes it: until then there is none.
+    /// Whether another component writes the files. Until then there is no certificate.
     is_ordered: bool,
-    /// The certificate in force, and when its files were written.
+    /// The certificate in use, and the modification times of its files.
     read: Option<(FileTimes, Arc<CertifiedKey>)>,
-    /// Why it cannot be read now, as it was told last.
+    /// The last logged reason why it cannot be read now.
     told: Option<String>,
 }
 
 // === impl Certificates ===
 
 impl Certificates {
-    /// Reads them all.
+    /// Reads all certificates.
     pub fn load(settings: TlsSettings, metrics: Arc<Metrics>) -> Result<Arc<Self>, TlsError> {
         let ours = settings.certificates.iter().map(|path| CertificateSource::new(path, false));
         let mut sources: Vec<_> =
@@ -118,12 +121,12 @@ impl Certificates {
         Ok(Arc::new(certificates))
     }
 
-    /// What an authority is shown that asks for `name`: a certificate and its key, or nothing any more.
+    /// Sets the certificate and key for an ACME challenge for `name`, or removes it.
     pub fn set_challenge(&self, name: &str, proof: Option<ChallengeCertificate>) -> Result<(), String> {
         let proof = match proof {
             None => None,
             Some((certificate, key)) => {
-                // Not looked at further: it has an extension that nobody but authorities understands.
+                // Not validated: it has an extension that only ACME authorities understand.
                 let key = rustls::crypto::ring::sign::any_supported_type(&key);
                 let key = key.map_err(|error| error.to_string())?;
                 Some(Arc::new(CertifiedKey::new(vec![certificate], key)))
@@ -138,12 +141,12 @@ impl Certificates {
     }
 
     fn challenges(&self) -> MutexGuard<'_, HashMap<Box<str>, Arc<CertifiedKey>>> {
-        // A map of whole entries, whatever happened to the thread that held it.
+        // Entries are valid even if a thread panicked while it held the lock.
         self.challenges.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How TLS is spoken: 1.2 and 1.3, HTTP/2 before HTTP/1.1. Clients' certificates are accepted from the authorities in
-    /// `client_ca`.
+    /// The TLS configuration: TLS 1.2 and 1.3, HTTP/2 preferred to HTTP/1.1. Clients' certificates are accepted from
+    /// the authorities in `client_ca`.
     fn server_config(self: &Arc<Self>, client_ca: &[u8]) -> Result<Arc<ServerConfig>, TlsError> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let fail = |path: &Path, why: String| TlsError { path: path.to_owned(), why };
@@ -173,8 +176,8 @@ impl Certificates {
         Ok(Arc::new(config))
     }
 
-    /// Reads what has changed, and what could not be read the last time. The error is of the first that cannot be; it stays as
-    /// it was then.
+    /// Reads what has changed, or could not be read the last time. Returns the first error of a configured certificate.
+    /// A certificate that cannot be read is not replaced.
     pub fn look(&self) -> Result<(), TlsError> {
         let mut sources = self.sources();
         let (mut has_changed, mut looked) = (false, Ok(()));
@@ -199,7 +202,7 @@ impl Certificates {
     fn put_in_force(&self, sources: &[CertificateSource]) {
         let read = || sources.iter().filter_map(|s| Some((&s.path, &s.read.as_ref()?.1)));
         self.loaded.store(Arc::new(read().map(|(_, certified)| Arc::clone(certified)).collect()));
-        // What is shown is when those end that clients get.
+        // The metric shows when the certificates in use expire.
         for (path, certified) in read() {
             if let Some(until) = end_of(certified) {
                 let series = self.metrics.certificate_expiry.with_label_values(&[&*path.to_string_lossy()]);
@@ -208,13 +211,13 @@ impl Certificates {
         }
     }
 
-    /// What is in the file of the clients' authority; nothing, where there is none.
+    /// The content of the file with the clients' authorities; empty if there is none.
     fn read_client_ca(&self) -> Result<Vec<u8>, TlsError> {
         self.settings.client_ca.as_deref().map_or(Ok(Vec::new()), read_file)
     }
 
     fn sources(&self) -> MutexGuard<'_, Vec<CertificateSource>> {
-        // Each is whole, whatever happened to the thread that held them.
+        // Sources are valid even if a thread panicked while it held the lock.
         self.sources.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -222,7 +225,7 @@ impl Certificates {
 // === impl TlsContext ===
 
 impl TlsContext {
-    /// Reads everything.
+    /// Reads all files.
     pub fn load(settings: TlsSettings, metrics: Arc<Metrics>) -> Result<Arc<Self>, TlsError> {
         let certificates = Certificates::load(settings, metrics)?;
         let client_ca = certificates.read_client_ca()?;
@@ -230,23 +233,24 @@ impl TlsContext {
         Ok(Arc::new(Self { certificates, config, client_ca: Mutex::new((client_ca, None)) }))
     }
 
-    /// The certificates in force.
+    /// The certificates in use.
     pub const fn certificates(&self) -> &Arc<Certificates> {
         &self.certificates
     }
 
-    /// What the next connection is accepted with.
+    /// The acceptor for the next connection.
     pub fn acceptor(&self) -> TlsAcceptor {
         TlsAcceptor::from(self.config.load_full())
     }
 
-    /// Looks at the files every few seconds, until the runtime ends. They may be on a mount that does not answer.
+    /// Checks the files every few seconds until the runtime ends. Runs on a blocking thread, because they may be on a
+    /// mount that hangs.
     pub async fn follow(self: Arc<Self>) {
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
             let context = Arc::clone(&self);
             let looked = tokio::task::spawn_blocking(move || {
-                // What cannot be read is in the log.
+                // Errors have been logged.
                 context.certificates.look().ok();
                 context.look_at_client_ca().ok();
             });
@@ -256,10 +260,10 @@ impl TlsContext {
         }
     }
 
-    /// Reads the file of the clients' authority, if it has changed or could not be read the last time. One that cannot be used
-    /// leaves it as it was.
+    /// Reads the file with the clients' authorities if it has changed or could not be read the last time. If it is
+    /// unusable, the previous authorities stay in use.
     pub fn look_at_client_ca(&self) -> Result<(), TlsError> {
-        // A pair of whole values, whatever happened to the thread that held it.
+        // The pair is valid even if a thread panicked while it held the lock.
         let mut known = self.client_ca.lock().unwrap_or_else(PoisonError::into_inner);
         let looked = self.certificates.read_client_ca().and_then(|found| {
             if found != known.0 {
@@ -285,9 +289,9 @@ impl CertificateSource {
         Self { path: path.to_owned(), is_ordered, read: None, told: None }
     }
 
-    /// Reads it, unless it is as it was when it was read. Whether there is another one now.
+    /// Reads the files unless they are unchanged since the last read. Returns whether there is a new certificate.
     fn look(&mut self) -> Result<bool, TlsError> {
-        // Before the files are read: what is written meanwhile is read the next time.
+        // Before the files are read: a change during the read is found the next time.
         let stamps = stamps(&self.path);
         let is_known = self.read.as_ref().is_some_and(|(seen, _)| *seen == stamps);
         let is_missing = self.is_ordered && !self.path.exists();
@@ -298,17 +302,17 @@ impl CertificateSource {
         Ok(!is_known && !is_missing)
     }
 
-    /// Says why it cannot be read, once for each reason.
+    /// Logs why the files cannot be read, once per reason.
     fn tell(&mut self, error: &TlsError) {
         let why = error.to_string();
         if self.told.as_ref() == Some(&why) {
             return;
         }
         if self.read.is_some() {
-            // Also a pair of which only one half has been written yet, for it does not fit.
+            // Also if only one file of the pair has been written yet, so that they do not match.
             tracing::error!(why, "cannot reload certificate, the previous one stays in use");
         } else {
-            // Whoever ordered it finds that out as well, and orders another.
+            // The component that ordered it notices as well, and orders another.
             tracing::error!(why, "cannot load ordered certificate, skipped");
         }
         self.told = Some(why);
@@ -340,13 +344,13 @@ fn is_for(key: &CertifiedKey, name: &ServerName<'_>) -> bool {
         .is_some_and(|certificate| certificate.verify_is_valid_for_subject_name(name).is_ok())
 }
 
-/// When a certificate ends, in seconds since 1970.
+/// When a certificate expires, in seconds since 1970.
 fn end_of(certified: &CertifiedKey) -> Option<i64> {
     let (_, parsed) = X509Certificate::from_der(certified.end_entity_cert().ok()?).ok()?;
     Some(parsed.validity().not_after.timestamp())
 }
 
-/// Whether nothing more comes over such a connection: an authority has seen what it asked for.
+/// Whether the connection was an ACME challenge, which carries no requests.
 pub(in crate::proxy) fn was_a_challenge(stream: &TlsStream<TcpStream>) -> bool {
     stream.get_ref().1.alpn_protocol() == Some(ACME)
 }
@@ -368,7 +372,7 @@ fn read_file(path: &Path) -> Result<Vec<u8>, TlsError> {
     fileio::read(path).map_err(|error| TlsError { path: path.to_owned(), why: error.to_string() })
 }
 
-/// The certificates in `pem`, which is what the file at `path` holds.
+/// The certificates in `pem`, the content of the file at `path`.
 fn chain_in(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let fail = |why: String| TlsError { path: path.to_owned(), why };
     let chain: Vec<_> = CertificateDer::pem_slice_iter(pem)
@@ -397,7 +401,7 @@ mod tests {
     use rcgen::{CertificateParams, KeyPair};
     use std::fs::File;
 
-    /// A chain and its key in one file; the certificate ends in that year.
+    /// A chain and its key in one file; the certificate expires in `year`.
     fn certificate(year: i32) -> String {
         let (mut params, key) = (CertificateParams::new(["a.test".to_owned()]), KeyPair::generate());
         let key = key.as_ref().expect("a key");
@@ -406,14 +410,14 @@ mod tests {
         params.self_signed(key).expect("signed").pem() + &key.serialize_pem()
     }
 
-    /// Writes it as if it had been done in that second.
+    /// Writes a file with this modification time.
     fn write(path: &Path, text: &str, second: u64) {
         std::fs::write(path, text).expect("written");
         let at = SystemTime::UNIX_EPOCH + Duration::from_secs(second);
         File::options().append(true).open(path).and_then(|file| file.set_modified(at)).expect("dated");
     }
 
-    /// The years in which the certificates in force end, and those that the metric tells.
+    /// The years in which the certificates in use expire, and those shown by the metric.
     fn ends(certificates: &Certificates, paths: &[PathBuf]) -> [Vec<i64>; 2] {
         let year = |seconds: i64| 1970 + seconds / 31_556_952;
         let in_force = certificates.loaded.load();
@@ -442,19 +446,19 @@ mod tests {
         let ends = |n: usize| ends(&certificates, &paths[..n]);
         assert_eq!(ends(2), [[2031, 2032], [2031, 2032]]);
 
-        // One that cannot be read holds up nobody else's.
+        // An unreadable file does not prevent the reload of others.
         write(&paths[0], "nonsense", 2);
         write(&paths[1], &certificate(2042), 2);
         write(&paths[2], &certificate(2033), 2);
         certificates.look().ok();
         assert_eq!(ends(3), [[2031, 2042, 2033], [2031, 2042, 2033]]);
 
-        // What kept it from being read is over, and nobody has touched the file since.
+        // The cause is gone, although the modification time is the same as before.
         write(&paths[0], &certificate(2041), 2);
         certificates.look().ok();
         assert_eq!(ends(3), [[2041, 2042, 2033], [2041, 2042, 2033]]);
 
-        // What is gone, or of no use, stays in force as long as there is nothing better.
+        // If files are missing or unusable, the previous certificate stays in use.
         std::fs::remove_file(&paths[1]).expect("removed");
         std::fs::remove_file(&paths[2]).expect("removed");
         certificates.look().ok();
