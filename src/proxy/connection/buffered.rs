@@ -290,7 +290,7 @@ impl Connection {
         self.takes_bytes(bytes);
     }
 
-    /// Whether there is room for more bodies in memory. If not, the next check frees some.
+    /// Whether there is room for more bodies in memory. If not, the next check closes slow uploads.
     pub fn check_room(&self) -> bool {
         let has_room = self.shared.has_room();
         if !has_room {

@@ -284,8 +284,8 @@ impl Connection {
         self.due.half_closed.store(self.shared.now_ms(), Ordering::Relaxed);
     }
 
-    /// Whether the client closed its side some time ago and the backend's response has not started since, so that a
-    /// write would have shown whether the client is still there.
+    /// Whether the client closed its side some time ago and the response has not started since. Writing the response
+    /// would show whether the client is still there.
     pub(in crate::proxy) fn may_have_left(&self, now: u64) -> bool {
         let since = self.due.half_closed.load(Ordering::Relaxed);
         since != NEVER && now >= since.saturating_add(ms(HALF_CLOSE)) && !self.has_answer()

@@ -87,7 +87,7 @@ struct Exchange<'x> {
     body: RequestBody,
     /// Whether the client's connection can stay open after this request.
     may_stay: bool,
-    /// The status of the response, once the client has received its head.
+    /// The status of the response, once its head is on the way to the client.
     written: Option<u16>,
     /// Body bytes of the response sent to the client.
     sent: u64,

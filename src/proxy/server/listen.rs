@@ -95,7 +95,7 @@ pub struct Acceptor {
 }
 
 impl Acceptor {
-    /// Accepts until the gateway stops. Open connections are served further.
+    /// Accepts until the gateway stops. Open connections continue to be served.
     pub async fn run(mut self, listener: TcpListener) {
         let mut shortage = AcceptShortage::default();
         loop {
