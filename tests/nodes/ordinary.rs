@@ -118,7 +118,8 @@ fn migrate_tells_and_does_on_postgres_too() {
     assert_eq!(before.code, Some(1), "{before:?}");
     assert!(before.stdout.starts_with("pending  0001_initial\n"), "{before:?}");
     let done = run(&["migrate"]);
-    assert_eq!((done.code, done.stdout.matches("applied ").count()), (Some(0), 1), "{done:?}");
+    let pending = before.stdout.matches("pending ").count();
+    assert_eq!((done.code, done.stdout.matches("applied ").count()), (Some(0), pending), "{done:?}");
     assert_eq!(run(&["migrate", "--check"]).code, Some(0));
     // And keys can be created with and without a running gateway.
     let made = run(&["keys", "create", "--name", "k", "--scopes", "app"]);

@@ -18,7 +18,8 @@ use crate::proxy::response::reply::Reply;
 use crate::proxy::state::Proxy;
 use bytes::BytesMut;
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, DATE, EXPECT, HOST, HeaderValue, ORIGIN, TRANSFER_ENCODING, UPGRADE,
+    CONNECTION, CONTENT_LENGTH, DATE, EXPECT, HOST, HeaderName, HeaderValue, ORIGIN, TRANSFER_ENCODING,
+    UPGRADE,
 };
 use http::{Method, Version};
 use pingora::protocols::http::date::get_cached_date;
@@ -207,7 +208,7 @@ pub(super) fn answer_head(
         if !fields.has(&DATE) {
             fields.append(DATE, get_cached_date());
         }
-        say_whether_it_stays(&mut fields, stays);
+        fields.append(CONNECTION, whether_it_stays(stays));
     }
     fields.write_to(&mut head);
     Ok(head)
@@ -234,20 +235,22 @@ pub(super) fn own_answer(answer: &Reply, stays: bool) -> Vec<u8> {
     bytes.push(b' ');
     bytes.extend_from_slice(answer.status.canonical_reason().unwrap_or_default().as_bytes());
     bytes.extend_from_slice(b"\r\n");
-    let mut fields = FieldLines::new(std::iter::empty());
-    for (name, value) in &answer.fields {
-        fields.append(name.clone(), value.clone());
-    }
-    fields.append(DATE, get_cached_date());
-    say_whether_it_stays(&mut fields, stays);
-    fields.write_to(&mut bytes);
+    let mut field = |name: &HeaderName, value: &HeaderValue| {
+        for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
+            bytes.extend_from_slice(part);
+        }
+    };
+    answer.fields.iter().for_each(|(name, value)| field(name, value));
+    field(&DATE, &get_cached_date());
+    field(&CONNECTION, &whether_it_stays(stays));
+    bytes.extend_from_slice(b"\r\n");
     bytes.extend_from_slice(&answer.body);
     bytes
 }
 
-/// Writes the `Connection` field, which says whether another request may follow.
-fn say_whether_it_stays(fields: &mut impl EditFields, stays: bool) {
-    fields.append(CONNECTION, HeaderValue::from_static(if stays { "keep-alive" } else { "close" }));
+/// The value of the `Connection` field: whether another request may follow.
+const fn whether_it_stays(stays: bool) -> HeaderValue {
+    HeaderValue::from_static(if stays { "keep-alive" } else { "close" })
 }
 
 /// How a response body is framed for the client. A body that ends with the backend's connection is sent in chunks if
