@@ -29,6 +29,8 @@ def before_call(context, case, kwargs):
         return
     if isinstance(case.body, dict):
         settle_body(case.body)
+        if case.path == "/apikeys/{id}" and isinstance(case.body.get("scopes"), list):
+            settle_scopes(case.body["scopes"])
         # The rate of the plan that keys are held to.
         if case.method.upper() == "PUT" and case.path == "/plans/{id}" and "api_ops_rate_limit" in case.body:
             case.body["api_ops_rate_limit"] = 10_000_000
@@ -46,6 +48,12 @@ def settle_body(body):
     # One for each (count, per).
     if isinstance(body.get("limits"), list):
         body["limits"] = list({limit["per"]: limit for limit in body["limits"]}.values())
+
+
+def settle_scopes(scopes):
+    # Those that the key's type implies; which type that is, is not in the body.
+    implied = ["app", "rag", "memory"]
+    scopes[:] = implied + [scope for scope in scopes if scope not in implied][:64 - len(implied)]
 
 
 def settle_query(path, query):
