@@ -27,7 +27,7 @@ use tokio::time::Instant;
 /// How long a start may take to store the records of an earlier run. The rest is counted from the journal.
 const REPLAY_WITHIN: Duration = Duration::from_millis(250);
 /// How often to check whether another process of this node has exited.
-const LOOK_AT_SEATS_EVERY: Duration = Duration::from_millis(250);
+const CHECK_SLOTS_EVERY: Duration = Duration::from_millis(250);
 /// Batches of totals in flight from the ledger.
 const SPENT_BATCHES: usize = 4;
 
@@ -155,7 +155,7 @@ impl UsageWriting {
             if !are_alive {
                 return;
             }
-            tokio::time::sleep(LOOK_AT_SEATS_EVERY).await;
+            tokio::time::sleep(CHECK_SLOTS_EVERY).await;
         }
     }
 }

@@ -269,7 +269,7 @@ impl ProxyHttp for Phases {
         self.note_first_byte(ctx, response.status.as_u16());
         ctx.answer_left = reply::body_length(session, response);
         if ctx.answer_left == Some(0) {
-            Proxy::is_out_of_time(ctx, false);
+            Proxy::on_response_complete(ctx, false);
         }
         Ok(())
     }
@@ -281,7 +281,7 @@ impl ProxyHttp for Phases {
         ctx: &mut Ctx,
     ) -> pingora::Result<Option<Bytes>> {
         clean_trailers(trailers);
-        Proxy::is_out_of_time(ctx, true);
+        Proxy::on_response_complete(ctx, true);
         Ok(None)
     }
 
@@ -304,7 +304,7 @@ impl ProxyHttp for Phases {
         ctx.answer_left =
             ctx.answer_left.map(|left| left.saturating_sub(u64::try_from(came).unwrap_or(left)));
         if end_of_stream || ctx.answer_left == Some(0) {
-            Proxy::is_out_of_time(ctx, true);
+            Proxy::on_response_complete(ctx, true);
         }
         Ok(None)
     }

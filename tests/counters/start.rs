@@ -63,7 +63,7 @@ async fn a_password_is_asked_for_and_given() {
     for password in [None, Some("wrong".to_owned())] {
         let stranger = RedisEndpoint { password, ..place(server.address) };
         let why = Setup::of(1).node_at("n", stranger).await.err().expect("refused").to_string();
-        assert!(why.contains("does not believe the user or password"), "{why}");
+        assert!(why.contains("rejects the user or password"), "{why}");
         assert!(!why.contains("wrong"), "{why}");
     }
     let known = RedisEndpoint { password: Some("hunter2".into()), ..place(server.address) };

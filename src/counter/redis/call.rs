@@ -125,7 +125,7 @@ impl Leases {
             answered => answered,
         };
         script::read(&value?, call).ok_or_else(|| {
-            let why = "answers what is no answer";
+            let why = "unexpected response";
             self.link.on_failure(part, why);
             CallFailure::Link(why.into())
         })

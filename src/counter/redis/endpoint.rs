@@ -268,7 +268,7 @@ impl RedisConnection {
     /// has its own, and if the user may not read it.
     pub(in crate::counter) async fn vet(&mut self) -> Result<String, LinkError> {
         let answer = tokio::time::timeout(CONNECT_WITHIN, self.run(&redis::cmd("INFO"))).await;
-        let value = match answer.map_err(|_| LinkError::Gone("answers too late".into()))? {
+        let value = match answer.map_err(|_| LinkError::Gone("response timeout".into()))? {
             Ok(value) => value,
             Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoPerm) => {
                 tracing::warn!(
@@ -329,7 +329,7 @@ impl LinkError {
         let unfit = |text: String| Self::Unfit(text);
         match (error.kind(), error.code()) {
             (ErrorKind::AuthenticationFailed, _) | (_, Some("NOAUTH" | "WRONGPASS")) => {
-                unfit("Redis does not believe the user or password of this URL".into())
+                unfit("Redis rejects the user or password of this URL".into())
             }
             (ErrorKind::Server(ServerErrorKind::NoPerm), _) => {
                 unfit(format!("Redis does not let this user do what Keygate needs; it must have: {RIGHTS}"))

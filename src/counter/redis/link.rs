@@ -214,7 +214,7 @@ impl Link {
         }
         self.metrics.counter_late.inc();
         if up.part(part).late.fetch_add(1, Ordering::Relaxed) + 1 >= LATE_MAX {
-            self.give_up(&up, part, "answers too late");
+            self.give_up(&up, part, "response timeout");
         }
         match tokio::time::timeout(ANSWER_WITHIN, &mut answer).await {
             Ok(answered) => answered.map_err(|error| self.judge(&up, part, &error)),
@@ -280,7 +280,7 @@ impl Link {
                 Ok(())
             }
             Ok(Err(error)) => Err(error),
-            Err(_) => Err(LinkError::Gone("answers too late".into())),
+            Err(_) => Err(LinkError::Gone("response timeout".into())),
         }
     }
 

@@ -369,7 +369,7 @@ async fn give(proxy: &Proxy, ctx: &mut Ctx, attempt: &mut Attempt<'_>, mut part:
         proxy.check_time_left(ctx).map_err(Broken::Other)?;
     }
     // The request's permits are released before the client can see the end of the response.
-    Proxy::is_out_of_time(ctx, true);
+    Proxy::on_response_complete(ctx, true);
     attempt.finish().await
 }
 

@@ -32,7 +32,7 @@ use std::time::Duration;
 /// and a server. Dropping it releases all of them.
 struct Places {
     _admission: Option<Admission>,
-    _seat: Option<RequestPermit>,
+    _permit: Option<RequestPermit>,
     _busy: Option<ServerInFlightGuard>,
 }
 
@@ -294,14 +294,14 @@ impl Proxy {
     /// The response has been received completely and is about to reach the client, which must then find the request's
     /// permits released. A part of a stream's response (`rest`) may wait for the client; the request stays in flight
     /// until then.
-    pub(in crate::proxy) fn is_out_of_time(ctx: &mut Ctx, rest: bool) {
+    pub(in crate::proxy) fn on_response_complete(ctx: &mut Ctx, rest: bool) {
         if std::mem::replace(&mut ctx.is_over, true) {
             return;
         }
         Self::on_served(ctx, false);
         let places = Places {
             _admission: ctx.admission.take(),
-            _seat: ctx.attempts.permit.take(),
+            _permit: ctx.attempts.permit.take(),
             _busy: ctx.attempts.current.take(),
         };
         if let Some(connection) = &ctx.connection {
