@@ -10,7 +10,6 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 const NAME: &str = "descriptors::records_find_room_while_others_take_every_descriptor";
 const INSIDE: &str = "TAKES_EVERY_DESCRIPTOR";
@@ -36,33 +35,19 @@ fn records_find_room() {
         Stand::at(Arc::new(tempfile::tempdir().unwrap()), SMALL, WhenFull::Shed, Arc::new(RealDisk));
     let ledger = TestLedger::new(Mood::Well);
     let keeper = JournalFlusher::start(Arc::clone(&stand.journal)).unwrap();
-    let (is_short, is_over) = (AtomicBool::new(false), AtomicBool::new(false));
-    let ids = std::thread::scope(|scope| {
-        // Takes all free descriptors, also those freed later.
-        scope.spawn(|| {
-            let mut taken = Vec::new();
-            while !is_over.load(Ordering::SeqCst) {
-                match File::open("/dev/null") {
-                    Ok(file) => taken.push(file),
-                    Err(_) => {
-                        is_short.store(true, Ordering::SeqCst);
-                        std::thread::yield_now();
-                    }
-                }
-            }
-        });
-        while !is_short.load(Ordering::SeqCst) {
-            std::thread::yield_now();
+    let (mut ids, mut taken) = (BTreeSet::new(), Vec::new());
+    let mut fill = |stand: &Stand| {
+        for _ in 0..RECORDS {
+            // All that is free, also what was freed since the last record.
+            taken.extend(std::iter::from_fn(|| File::open("/dev/null").ok()));
+            ids.insert(stand.serve(0));
         }
-        let mut ids = BTreeSet::new();
-        let mut fill = |stand: &Stand| ids.extend((0..RECORDS).map(|_| stand.serve(0)));
-        fill(&stand);
-        store_all(&mut stand, &ledger);
-        fill(&stand);
-        store_all(&mut stand, &ledger);
-        is_over.store(true, Ordering::SeqCst);
-        ids
-    });
+    };
+    fill(&stand);
+    store_all(&mut stand, &ledger);
+    fill(&stand);
+    store_all(&mut stand, &ledger);
+    drop(taken);
     assert_eq!(stand.metrics.usage().shed, 0);
     assert_eq!(ledger.rows().into_keys().collect::<BTreeSet<_>>(), ids);
     keeper.stop();
