@@ -11,7 +11,9 @@ use crate::proxy::request::attempt::ForwardError;
 use crate::proxy::response::reply::{self, DRAIN_WITHIN, DRAINED, Reply};
 use crate::proxy::service::{frees, give_back, outcome_of};
 use http::header::EXPECT;
-use tokio::io::AsyncReadExt as _;
+use std::pin::Pin;
+use std::task::{Poll, ready};
+use tokio::io::{AsyncRead as _, ReadBuf};
 
 impl Exchange<'_> {
     /// The backend's response is complete.
@@ -19,11 +21,8 @@ impl Exchange<'_> {
         self.end(None);
         // The rest of a request body that arrives after the response is discarded. The connection's deadline limits
         // the time.
-        let mut rest = [0; 4_096];
-        while !self.client.is_between_requests() {
-            if !matches!(self.client.read(&mut rest).await, Ok(1..)) {
-                return Exchanged::Gone;
-            }
+        if !self.discard_body().await {
+            return Exchanged::Gone;
         }
         if self.may_stay { Exchanged::Next } else { Exchanged::Last }
     }
@@ -36,7 +35,7 @@ impl Exchange<'_> {
         let (left, limits) = (denied.left.as_ref(), &proxy.limits);
         match reply::answer(&self.message, self.ctx, limits, &denied.denial, left, at) {
             Ok(answer) => self.answer(&answer).await,
-            Err(_) => self.is_gone(None),
+            Err(_) => self.abandon(None),
         }
     }
 
@@ -48,11 +47,11 @@ impl Exchange<'_> {
         if self.ctx.is_over {
             // Not a failure of the request: its response was received completely, and the client has it or has not
             // read it.
-            return self.is_gone(Some(error));
+            return self.abandon(Some(error));
         }
         let Some(denial) = self.ctx.client_fault().or_else(|| error.fault().map(Denial::Plain)) else {
             // The client has disconnected, so no response is sent.
-            return self.is_gone(Some(error));
+            return self.abandon(Some(error));
         };
         let fault = denial.fault();
         self.ctx.fault = Some(fault);
@@ -63,7 +62,7 @@ impl Exchange<'_> {
             );
         }
         if self.written.is_some() {
-            return self.is_gone(Some(error));
+            return self.abandon(Some(error));
         }
         // An unknown part of the request body is still to come, or the connection is being closed.
         self.may_stay &= self.client.is_between_requests() && self.connection.close_reason().is_none();
@@ -74,7 +73,7 @@ impl Exchange<'_> {
         let at = proxy.clock.now().wall;
         match reply::answer(&self.message, self.ctx, &proxy.limits, &denial, left.as_ref(), at) {
             Ok(answer) => self.answer_for(&answer, Some(error)).await,
-            Err(_) => self.is_gone(Some(error)),
+            Err(_) => self.abandon(Some(error)),
         }
     }
 
@@ -88,7 +87,7 @@ impl Exchange<'_> {
         let bytes = heads::own_answer(answer, self.may_stay);
         if let Err(error) = self.write(&bytes).await {
             tracing::debug!(%error, "cannot write response: client disconnected");
-            return self.is_gone(Some(ForwardError::Client));
+            return self.abandon(Some(ForwardError::Client));
         }
         self.written = Some(answer.status.as_u16());
         self.sent = u64::try_from(answer.body.len()).unwrap_or(u64::MAX);
@@ -97,7 +96,7 @@ impl Exchange<'_> {
     }
 
     /// Ends the request without a (complete) response.
-    fn is_gone(&mut self, error: Option<ForwardError>) -> Exchanged {
+    fn abandon(&mut self, error: Option<ForwardError>) -> Exchanged {
         self.end(error);
         Exchanged::Gone
     }
@@ -120,15 +119,23 @@ impl Exchange<'_> {
         if self.client.is_between_requests() {
             return true;
         }
-        let mut rest = [0; 4_096];
-        let drained = tokio::time::timeout(DRAIN_WITHIN, async {
+        tokio::time::timeout(DRAIN_WITHIN, self.discard_body()).await.unwrap_or(false)
+    }
+
+    /// Reads and discards the rest of the request body. Returns false if the client does not send all of it. The
+    /// buffer is on the stack, because one in the future would be part of every idle connection's task.
+    async fn discard_body(&mut self) -> bool {
+        std::future::poll_fn(|context| {
+            let mut rest = [0; 4_096];
             while !self.client.is_between_requests() {
-                if !matches!(self.client.read(&mut rest).await, Ok(1..)) {
-                    return false;
+                let mut into = ReadBuf::new(&mut rest);
+                let read = ready!(Pin::new(&mut *self.client).poll_read(context, &mut into));
+                if read.is_err() || into.filled().is_empty() {
+                    return Poll::Ready(false);
                 }
             }
-            true
-        });
-        drained.await.unwrap_or(false)
+            Poll::Ready(true)
+        })
+        .await
     }
 }

@@ -119,7 +119,7 @@ impl IdleConnections {
         loop {
             let mut idle = self.lock().pop()?;
             // A connection of another group, too old or closed is dropped; the next one is tried.
-            if idle.group == group && idle.since.elapsed() < max_age && idle.connection.is_open() {
+            if idle.group == group && idle.since.elapsed() < max_age && idle.connection.probe_open() {
                 return Some(idle.connection);
             }
         }
@@ -136,7 +136,8 @@ impl IdleConnections {
     fn close_old(&self, max_age: Duration) {
         let closed: Vec<_> = {
             let mut all = self.lock();
-            all.extract_if(.., |idle| idle.since.elapsed() >= max_age || !idle.connection.is_open()).collect()
+            all.extract_if(.., |idle| idle.since.elapsed() >= max_age || !idle.connection.probe_open())
+                .collect()
         };
         // Connections are closed after the lock is released.
         drop(closed);
@@ -152,7 +153,7 @@ impl IdleConnections {
 
 impl UpstreamConnection {
     /// Whether the connection is open and has nothing to read, as an idle one should.
-    fn is_open(&mut self) -> bool {
+    fn probe_open(&mut self) -> bool {
         match self {
             Self::Plain(stream) => {
                 matches!(stream.try_read(&mut [0]), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
