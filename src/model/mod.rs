@@ -1,4 +1,4 @@
-//! The vocabulary: keys, plans, identifiers, faults and usage records. Plain data that every module may use.
+//! The vocabulary: keys, plans, identifiers, faults, usage records and meter readings. Plain data that every module may use.
 //!
 //! Must not know: rules, requests, any store or server.
 
@@ -10,4 +10,5 @@ pub mod key;
 pub mod outage;
 pub mod scope;
 pub mod server;
+pub mod tokens;
 pub mod usage;
