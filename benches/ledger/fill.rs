@@ -149,6 +149,17 @@ impl Traffic {
             end_user_id: None,
             upstream: "10.1.2.3:9001".into(),
             node: "node-1".into(),
+            model: None,
+            model_requested: None,
+            input_tokens: None,
+            cached_tokens: None,
+            cache_write_tokens: None,
+            output_tokens: None,
+            reasoning_tokens: None,
+            audio_tokens: None,
+            cost_nano: None,
+            usage_source: None,
+            provider_request_id: None,
         }
     }
 }

@@ -11,6 +11,7 @@ use super::error::AdminError;
 use super::extract::{FromParams, PathSegment, Query, QueryParams};
 use super::page::{PAGESIZE_DEFAULT, PAGESIZE_MAX, fractional_millis, in_order, millis};
 use crate::model::fault::Fault;
+use crate::model::tokens::ReadingSource;
 use crate::model::usage::UsageRecord;
 use crate::policy::text::csv_cell::neutral;
 use crate::store::{LogFilter, LogPage, LogPageRequest, PageRequest};
@@ -18,6 +19,7 @@ use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
 use serde::Serialize;
 use std::borrow::Cow;
+use std::sync::Arc;
 use stream::Format;
 use utoipa::{IntoParams, ToSchema};
 
@@ -144,6 +146,28 @@ pub(super) struct LogView {
     node: String,
     /// When the request arrived, in epoch milliseconds.
     created_at: i64,
+    /// The model that answered; null if the route has no meter or the answer named none.
+    model: Option<String>,
+    /// The model that the request named.
+    model_requested: Option<String>,
+    /// Input tokens, cached ones included; null if the route has no meter, as the other kinds of tokens.
+    input_tokens: Option<u64>,
+    /// Input tokens read from a cache.
+    cached_tokens: Option<u64>,
+    /// Input tokens written to a cache.
+    cache_write_tokens: Option<u64>,
+    /// Output tokens, reasoning included.
+    output_tokens: Option<u64>,
+    /// Output tokens that were reasoning.
+    reasoning_tokens: Option<u64>,
+    /// Tokens of audio, of input and output.
+    audio_tokens: Option<u64>,
+    /// The cost in billionths of the currency unit; null: unknown.
+    cost_nano: Option<u64>,
+    /// Where the tokens come from: `reported`, `estimated`, `held` or `missing`; null: the route has no meter.
+    usage_source: Option<&'static str>,
+    /// The provider's id of the request.
+    provider_request_id: Option<String>,
 }
 
 // === handlers ===
@@ -241,7 +265,19 @@ impl LogView {
             end_user_id,
             upstream,
             node,
+            model,
+            model_requested,
+            input_tokens,
+            cached_tokens,
+            cache_write_tokens,
+            output_tokens,
+            reasoning_tokens,
+            audio_tokens,
+            cost_nano,
+            usage_source,
+            provider_request_id,
         } = record;
+        let text = |text: Option<Arc<str>>| text.map(|text| text.to_string());
         Self {
             id: id.to_string(),
             request_id: request_id.to_string(),
@@ -264,6 +300,17 @@ impl LogView {
             upstream: upstream.to_string(),
             node: node.to_string(),
             created_at: millis(at),
+            model: text(model),
+            model_requested: text(model_requested),
+            input_tokens,
+            cached_tokens,
+            cache_write_tokens,
+            output_tokens,
+            reasoning_tokens,
+            audio_tokens,
+            cost_nano,
+            usage_source: usage_source.map(ReadingSource::as_str),
+            provider_request_id: text(provider_request_id),
         }
     }
 }

@@ -6,6 +6,7 @@ use crate::clock::Timestamp;
 use crate::model::fault::Fault;
 use crate::model::id::{EndUserId, KeyId, RequestId, WorkspaceId};
 use crate::model::key::{Per, words};
+use crate::model::tokens::{MeterReading, ReadingSource, TokenCounts};
 use fields::{Field, FieldReader, FieldWriter};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -118,7 +119,7 @@ usage_record! {
         pub bytes_in: u64,
         /// Body bytes to the client.
         pub bytes_out: u64,
-        /// Tokens, if the backend reported them.
+        /// All tokens, as [`TokenCounts::total`].
         pub tokens_used: u64,
         /// The client's address.
         pub ip_address: Option<IpAddr>,
@@ -130,6 +131,28 @@ usage_record! {
         pub upstream: Arc<str>,
         /// The node that served it.
         pub node: Arc<str>,
+        /// The model that answered, if the route has a meter and the answer named one.
+        pub model: Option<Arc<str>>,
+        /// The model that the request named.
+        pub model_requested: Option<Arc<str>>,
+        /// Input tokens; this and the following counts are as in [`TokenCounts`], none without a meter.
+        pub input_tokens: Option<u64>,
+        /// Input tokens read from a cache.
+        pub cached_tokens: Option<u64>,
+        /// Input tokens written to a cache.
+        pub cache_write_tokens: Option<u64>,
+        /// Output tokens.
+        pub output_tokens: Option<u64>,
+        /// Output tokens that were reasoning.
+        pub reasoning_tokens: Option<u64>,
+        /// Tokens of audio.
+        pub audio_tokens: Option<u64>,
+        /// The cost in billionths of the currency unit; none if it is unknown.
+        pub cost_nano: Option<u64>,
+        /// Where the tokens come from; none: the route has no meter.
+        pub usage_source: Option<ReadingSource>,
+        /// The provider's id of the request.
+        pub provider_request_id: Option<Arc<str>>,
     }
 }
 
@@ -157,6 +180,41 @@ impl UsageTotals {
     /// No usage.
     pub const fn nothing(subject: UsageSubject) -> Self {
         Self { subject, used: [0; Per::WINDOWS.len()] }
+    }
+}
+
+impl UsageRecord {
+    /// Sets everything that a meter found out. A text that is empty is none.
+    pub fn set_reading(&mut self, reading: MeterReading) {
+        let MeterReading { tokens, model_requested, model_served, provider_request_id, cost_nano, source } =
+            reading;
+        let TokenCounts { total, input, cached, cache_write, output, reasoning, audio } = tokens;
+        let text = |text: Arc<str>| Some(text).filter(|text| !text.is_empty());
+        self.tokens_used = total;
+        self.model = text(model_served);
+        self.model_requested = text(model_requested);
+        self.input_tokens = Some(input);
+        self.cached_tokens = Some(cached);
+        self.cache_write_tokens = Some(cache_write);
+        self.output_tokens = Some(output);
+        self.reasoning_tokens = Some(reasoning);
+        self.audio_tokens = Some(audio);
+        self.cost_nano = cost_nano;
+        self.usage_source = Some(source);
+        self.provider_request_id = text(provider_request_id);
+    }
+
+    /// Its tokens by kind; a kind that is not known is 0.
+    pub fn tokens(&self) -> TokenCounts {
+        TokenCounts {
+            total: self.tokens_used,
+            input: self.input_tokens.unwrap_or(0),
+            cached: self.cached_tokens.unwrap_or(0),
+            cache_write: self.cache_write_tokens.unwrap_or(0),
+            output: self.output_tokens.unwrap_or(0),
+            reasoning: self.reasoning_tokens.unwrap_or(0),
+            audio: self.audio_tokens.unwrap_or(0),
+        }
     }
 }
 
@@ -188,6 +246,40 @@ impl UsageRecord {
             end_user_id: None,
             upstream: "".into(),
             node: "n".into(),
+            model: None,
+            model_requested: None,
+            input_tokens: None,
+            cached_tokens: None,
+            cache_write_tokens: None,
+            output_tokens: None,
+            reasoning_tokens: None,
+            audio_tokens: None,
+            cost_nano: None,
+            usage_source: None,
+            provider_request_id: None,
+        }
+    }
+
+    /// The same without everything that a record may lack.
+    pub(crate) fn bare_sample() -> Self {
+        let full = Self::full_sample();
+        Self {
+            denial: None,
+            ttfb_us: None,
+            ip_address: None,
+            end_user_id: None,
+            model: None,
+            model_requested: None,
+            input_tokens: None,
+            cached_tokens: None,
+            cache_write_tokens: None,
+            output_tokens: None,
+            reasoning_tokens: None,
+            audio_tokens: None,
+            cost_nano: None,
+            usage_source: None,
+            provider_request_id: None,
+            ..full
         }
     }
 
@@ -218,6 +310,17 @@ impl UsageRecord {
             end_user_id: Some(EndUserId(Uuid::from_u128(7))),
             upstream: "10.0.0.2:80".into(),
             node: "n-1".into(),
+            model: Some("=model-served".into()),
+            model_requested: Some("model".into()),
+            input_tokens: Some(8),
+            cached_tokens: Some(9),
+            cache_write_tokens: Some(10),
+            output_tokens: Some(11),
+            reasoning_tokens: Some(12),
+            audio_tokens: Some(13),
+            cost_nano: Some(14),
+            usage_source: Some(ReadingSource::Estimated),
+            provider_request_id: Some("chatcmpl-1".into()),
         }
     }
 }

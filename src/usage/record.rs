@@ -1,10 +1,11 @@
 //! The record of a request while the request is running.
 
-use super::journal::codec::{Admit, Complete, FrameKind, encode_whole, interrupted};
+use super::journal::codec::{Admit, Complete, FrameKind, Reading, encode_whole, interrupted};
 use super::{JournalFull, Recorder, WhenFull};
 use crate::clock::{Clock, Now};
 use crate::model::fault::Fault;
 use crate::model::id::{EndUserId, KeyId, RequestId, WorkspaceId};
+use crate::model::tokens::MeterReading;
 use crate::model::usage::Outcome;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -61,8 +62,8 @@ struct RecordOutcome {
     ttfb_us: Option<u64>,
     bytes_in: u64,
     bytes_out: u64,
-    tokens_used: u64,
     upstream: Option<Arc<str>>,
+    reading: Option<Box<MeterReading>>,
 }
 
 impl PendingRecord {
@@ -116,8 +117,8 @@ impl PendingRecord {
             ttfb_us: None,
             bytes_in: 0,
             bytes_out: 0,
-            tokens_used: 0,
             upstream: None,
+            reading: None,
         };
         Self {
             id: start.id,
@@ -153,9 +154,9 @@ impl PendingRecord {
         (self.facts.bytes_in, self.facts.bytes_out) = (bytes_in, bytes_out);
     }
 
-    /// Tokens so far. May be set several times until the record ends.
-    pub const fn tokens(&mut self, used: u64) {
-        self.facts.tokens_used = used;
+    /// What the meter has found out so far. May be set several times until the record ends; the last one counts.
+    pub fn metered(&mut self, reading: MeterReading) {
+        self.facts.reading = Some(Box::new(reading));
     }
 
     /// Ends the record: the request was refused.
@@ -181,8 +182,9 @@ impl PendingRecord {
             ttfb_us: facts.ttfb_us,
             bytes_in: facts.bytes_in,
             bytes_out: facts.bytes_out,
-            tokens_used: facts.tokens_used,
+            tokens_used: facts.reading.as_ref().map_or(0, |reading| reading.tokens.total),
             upstream: facts.upstream.as_deref().unwrap_or_default(),
+            reading: facts.reading.as_deref().map(Reading::from),
             ..interrupted(self.id, facts.charged)
         };
         let Recorder { journal, metrics, .. } = &self.recorder;

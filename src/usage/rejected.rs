@@ -63,14 +63,7 @@ mod tests {
     fn a_record_is_one_line_of_json_with_every_field_and_the_reason() {
         let folder = tempfile::tempdir().unwrap();
         let file = RejectedRecords::of(folder.path());
-        let bare = UsageRecord {
-            denial: None,
-            ttfb_us: None,
-            ip_address: None,
-            end_user_id: None,
-            ..UsageRecord::full_sample()
-        };
-        for record in [UsageRecord::full_sample(), bare] {
+        for record in [UsageRecord::full_sample(), UsageRecord::bare_sample()] {
             file.add(&record, "a \"value\"").unwrap();
         }
         let written = std::fs::read_to_string(folder.path().join("set-aside.ndjson")).unwrap();

@@ -225,6 +225,17 @@ fn what_a_ledger_refused_and_a_gateway_set_aside_can_be_taken_later() {
         end_user_id: None,
         upstream: "".into(),
         node: "n".into(),
+        model: None,
+        model_requested: None,
+        input_tokens: None,
+        cached_tokens: None,
+        cache_write_tokens: None,
+        output_tokens: None,
+        reasoning_tokens: None,
+        audio_tokens: None,
+        cost_nano: None,
+        usage_source: None,
+        provider_request_id: None,
     };
     RejectedRecords::of(there.path("").as_path())
         .add(&record, "the ledger was told not to")

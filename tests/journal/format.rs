@@ -3,9 +3,11 @@
 use keygate::clock::Timestamp;
 use keygate::model::fault::Fault;
 use keygate::model::id::{EndUserId, KeyId, RequestId};
+use keygate::model::tokens::{ReadingSource, TokenCounts};
 use keygate::model::usage::{Outcome, UsageRecord};
 use keygate::usage::journal::codec::{
     self, ACKNOWLEDGED, Admit, ChecksumSeed, Complete, FrameKind, HEADER, MARK_AT, PAYLOAD_MAX, ParsedFrame,
+    Reading,
 };
 use keygate::usage::journal::pairing::{PairState, Pairing};
 use keygate::usage::journal::scan::{ScanStep, Scanner};
@@ -58,6 +60,25 @@ fn complete(number: u32) -> Complete<'static> {
         tokens_used: 3,
         upstream: "10.0.0.2:80",
         ..codec::interrupted(id(number), true)
+    }
+}
+
+fn reading() -> Reading<'static> {
+    Reading {
+        tokens: TokenCounts {
+            total: 1_200,
+            input: 1_000,
+            cached: 600,
+            cache_write: 50,
+            output: 200,
+            reasoning: 90,
+            audio: 7,
+        },
+        model_requested: "gpt-4o",
+        model_served: "gpt-4o-2024-08-06",
+        provider_request_id: "chatcmpl-1",
+        cost_nano: Some(4_500_000),
+        source: ReadingSource::Reported,
     }
 }
 
@@ -146,6 +167,9 @@ fn a_frame_has_the_bytes_that_it_has_in_every_journal() {
         ttfb_us: None,
         ..complete(1)
     };
+    let metered = Complete { tokens_used: 1_200, reading: Some(reading()), ..complete(1) };
+    let free_of_cost = Reading { cost_nano: None, source: ReadingSource::Missing, ..reading() };
+    let free_of_cost = Complete { tokens_used: 1_200, reading: Some(free_of_cost), ..complete(1) };
     let mut first = Vec::new();
     no_address.encode(&mut first);
     let frames = [
@@ -154,8 +178,22 @@ fn a_frame_has_the_bytes_that_it_has_in_every_journal() {
         frame(FrameKind::Complete, |out| complete(1).encode(out)),
         frame(FrameKind::Complete, |out| denied.encode(out)),
         frame(FrameKind::Whole, |out| codec::encode_whole(out, &first, &denied)),
+        frame(FrameKind::Complete, |out| metered.encode(out)),
+        frame(FrameKind::Complete, |out| free_of_cost.encode(out)),
     ];
     insta::assert_snapshot!(frames.join("\n"));
+}
+
+#[test]
+fn an_end_with_a_reading_is_read_without_it_where_readings_are_unknown() {
+    let metered = Complete { tokens_used: 1_200, reading: Some(reading()), ..complete(1) };
+    let (mut with, mut without) = (Vec::new(), Vec::new());
+    metered.encode(&mut with);
+    Complete { reading: None, ..metered }.encode(&mut without);
+    // What an earlier version reads: the same fields in the same places, and a flag that it ignores.
+    assert_eq!(with[1..without.len()], without[1..]);
+    with[0] &= 3;
+    assert_eq!(codec::complete(&with), Ok(Complete { reading: None, ..metered }));
 }
 
 #[test]
@@ -282,7 +320,19 @@ fn texts_are_cut_at_a_character_and_the_longest_record_fits() {
     };
     let (mut first, mut payload) = (Vec::new(), Vec::new());
     begun.encode(&mut first);
-    let ended = Complete { upstream: &long, denial: Some(Fault::EndUserQuotaExceeded), ..complete(1) };
+    let reading = Reading {
+        model_requested: &long,
+        model_served: &long,
+        provider_request_id: &long,
+        source: ReadingSource::Estimated,
+        ..reading()
+    };
+    let ended = Complete {
+        upstream: &long,
+        denial: Some(Fault::EndUserQuotaExceeded),
+        reading: Some(reading),
+        ..complete(1)
+    };
     codec::encode_whole(&mut payload, &first, &ended);
     assert!(payload.len() <= PAYLOAD_MAX, "{}", payload.len());
     let (first, second) = codec::split_whole(&payload).unwrap();
@@ -299,13 +349,22 @@ proptest! {
 
     #[test]
     fn a_record_comes_back_as_it_was(
-        texts in prop::array::uniform7(text()),
-        numbers in prop::array::uniform5(any::<u64>()),
-        (at, status, flags) in (any::<i64>(), any::<u16>(), prop::array::uniform6(any::<bool>())),
+        texts in prop::array::uniform10(text()),
+        numbers in prop::array::uniform12(any::<u64>()),
+        (at, status, flags) in (any::<i64>(), any::<u16>(), prop::array::uniform8(any::<bool>())),
         (ip, outcome, fault) in (any::<IpAddr>(), 0..Outcome::ALL.len(), 0..Fault::ALL.len()),
     ) {
-        let [request_id, method, endpoint, route, user_agent, node, upstream] = &texts;
-        let [charged, degraded, has_ip, has_end_user, has_ttfb, has_denial] = flags;
+        let [request_id, method, endpoint, route, user_agent, node, upstream, asked, served, provider] = &texts;
+        let [charged, degraded, has_ip, has_end_user, has_ttfb, has_denial, has_reading, has_cost] = flags;
+        let [_, _, _, _, total, input, cached, cache_write, output, reasoning, audio, cost] = numbers;
+        let reading = Reading {
+            tokens: TokenCounts { total, input, cached, cache_write, output, reasoning, audio },
+            model_requested: asked,
+            model_served: served,
+            provider_request_id: provider,
+            cost_nano: has_cost.then_some(cost),
+            source: ReadingSource::Held,
+        };
         let begun = Admit {
             at: Timestamp::from_micros(at),
             request_id, method, endpoint, route, user_agent, node,
@@ -324,8 +383,9 @@ proptest! {
             ttfb_us: has_ttfb.then_some(numbers[1]),
             bytes_in: numbers[2],
             bytes_out: numbers[3],
-            tokens_used: numbers[4],
+            tokens_used: total,
             upstream,
+            reading: has_reading.then_some(reading),
         };
         let mut payload = Vec::new();
         begun.encode(&mut payload);
@@ -334,11 +394,18 @@ proptest! {
         let mut end = Vec::new();
         ended.encode(&mut end);
         prop_assert_eq!(codec::complete(&end).unwrap(), ended);
-        prop_assert_eq!(codec::record(&payload, Some(&end)).unwrap().charged, !charged);
+        let record = codec::record(&payload, Some(&end)).unwrap();
+        prop_assert_eq!(record.charged, !charged);
+        prop_assert_eq!(record.tokens_used, total);
+        prop_assert_eq!(record.cost_nano, (has_reading && has_cost).then_some(cost));
+        prop_assert_eq!(record.model.as_deref(), (has_reading && !served.is_empty()).then_some(&**served));
         prop_assert_eq!(codec::id_of(&end).unwrap(), begun.id);
         // A payload cut anywhere is refused without a panic.
         for len in 0..payload.len() {
             prop_assert!(codec::admit(&payload[..len], &mut own).is_err());
+        }
+        for len in 0..end.len() {
+            prop_assert!(codec::complete(&end[..len]).is_err());
         }
     }
 

@@ -6,6 +6,7 @@ use keygate::model::calendar::{Calendar, zone};
 use keygate::model::fault::Fault;
 use keygate::model::id::{EndUserId, KeyId, WorkspaceId};
 use keygate::model::key::Per;
+use keygate::model::tokens::ReadingSource;
 use keygate::model::usage::Quantiles;
 use keygate::model::usage::{Outcome, UsageSubject};
 use keygate::model::usage::{UsageRecord, UsageTotals};
@@ -131,6 +132,17 @@ pub(crate) async fn records_read_back_exactly(place: Place) {
         end_user_id: Some(EndUserId::new(T0)),
         upstream: "10.0.0.1:9001".into(),
         node: "n-1".into(),
+        model: Some("gpt-4o-2024-08-06".into()),
+        model_requested: Some("gpt-4o".into()),
+        input_tokens: Some(0),
+        cached_tokens: Some(1),
+        cache_write_tokens: Some(2),
+        output_tokens: Some(3),
+        reasoning_tokens: Some(4),
+        audio_tokens: Some(5),
+        cost_nano: Some(u64::from(u32::MAX) * 9),
+        usage_source: Some(ReadingSource::Held),
+        provider_request_id: Some("chatcmpl-é".into()),
         ..record(&key, after(1))
     };
     let plain = record(&key, T0);
@@ -173,6 +185,11 @@ pub(crate) async fn nothing_in_a_record_keeps_it_out(place: Place) {
         bytes_in: u64::MAX,
         bytes_out: u64::MAX,
         tokens_used: u64::MAX,
+        model: Some(huge.as_str().into()),
+        model_requested: Some(long.as_str().into()),
+        input_tokens: Some(u64::MAX),
+        cost_nano: Some(u64::MAX),
+        provider_request_id: Some(long.as_str().into()),
         ..record(&key, at)
     };
     let [day, year_10000] = [Duration::from_hours(24), Duration::from_secs(1)];

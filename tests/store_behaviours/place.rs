@@ -265,5 +265,16 @@ pub(crate) fn record(key: &KeyRecord, at: Timestamp) -> UsageRecord {
         end_user_id: None,
         upstream: "".into(),
         node: "n1".into(),
+        model: None,
+        model_requested: None,
+        input_tokens: None,
+        cached_tokens: None,
+        cache_write_tokens: None,
+        output_tokens: None,
+        reasoning_tokens: None,
+        audio_tokens: None,
+        cost_nano: None,
+        usage_source: None,
+        provider_request_id: None,
     }
 }

@@ -110,6 +110,17 @@ fn usage_record(owner: &str, key: KeyId, user: EndUserId) -> UsageRecord {
         end_user_id: Some(user),
         upstream: "u".into(),
         node: "n".into(),
+        model: None,
+        model_requested: None,
+        input_tokens: None,
+        cached_tokens: None,
+        cache_write_tokens: None,
+        output_tokens: None,
+        reasoning_tokens: None,
+        audio_tokens: None,
+        cost_nano: None,
+        usage_source: None,
+        provider_request_id: None,
     }
 }
 

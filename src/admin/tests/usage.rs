@@ -33,6 +33,17 @@ fn usage(key: &Value, seconds_ago: u64, status_code: u16, denial: Option<Fault>)
         end_user_id: None,
         upstream: "127.0.0.1:9001".into(),
         node: "node-1".into(),
+        model: None,
+        model_requested: None,
+        input_tokens: None,
+        cached_tokens: None,
+        cache_write_tokens: None,
+        output_tokens: None,
+        reasoning_tokens: None,
+        audio_tokens: None,
+        cost_nano: None,
+        usage_source: None,
+        provider_request_id: None,
     }
 }
 
@@ -96,7 +107,9 @@ async fn stats_series_and_logs_show_the_same_records() {
         "method": "POST", "route": "app", "status_code": 429, "outcome": "denied", "error": "rate_limit_exceeded",
         "degraded": false, "response_time": 2.5, "ttfb_ms": null, "bytes_in": 10, "bytes_out": 20, "tokens_used": 5, "ip_address": "192.0.2.9",
         "user_agent": "curl", "end_user_id": null, "upstream": "127.0.0.1:9001", "node": "node-1",
-        "created_at": NOW.as_millis() - 3_601_000});
+        "created_at": NOW.as_millis() - 3_601_000, "model": null, "model_requested": null, "input_tokens": null, "cached_tokens": null,
+        "cache_write_tokens": null, "output_tokens": null, "reasoning_tokens": null, "audio_tokens": null, "cost_nano": null,
+        "usage_source": null, "provider_request_id": null});
     assert_eq!(*denied, expected);
 }
 

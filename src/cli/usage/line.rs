@@ -13,6 +13,21 @@ use std::str::FromStr;
 use std::sync::Arc;
 use uuid::Uuid;
 
+/// The fields that files of earlier versions do not have.
+const ADDED: [&str; 11] = [
+    "model",
+    "model_requested",
+    "input_tokens",
+    "cached_tokens",
+    "cache_write_tokens",
+    "output_tokens",
+    "reasoning_tokens",
+    "audio_tokens",
+    "cost_nano",
+    "usage_source",
+    "provider_request_id",
+];
+
 /// The fields that have not been read yet.
 struct UnreadFields {
     values: Map<String, Value>,
@@ -51,8 +66,11 @@ impl UnreadFields {
         self.values.remove(name).ok_or_else(|| format!("{name}: is missing"))
     }
 
-    /// The same for an optional field; null must be explicit.
+    /// The same for an optional field. Null must be explicit, except for fields that files of earlier versions lack.
     fn maybe_take(&mut self, name: &str) -> Result<Option<Value>, String> {
+        if ADDED.contains(&name) && !self.values.contains_key(name) {
+            return Ok(None);
+        }
         Ok(match self.take(name)? {
             Value::Null => None,
             Value::String(cell) if self.are_cells && cell.is_empty() => None,
@@ -107,6 +125,10 @@ impl FieldReader for UnreadFields {
     fn text(&mut self, name: &'static str) -> Result<Arc<str>, String> {
         let value = self.take(name)?;
         self.to_text(name, value).map(Into::into)
+    }
+
+    fn maybe_text(&mut self, name: &'static str) -> Result<Option<Arc<str>>, String> {
+        self.maybe_take(name)?.map(|value| self.to_text(name, value).map(Into::into)).transpose()
     }
 
     fn parsed<T: FromStr<Err: Display>>(&mut self, name: &'static str) -> Result<T, String> {
@@ -167,8 +189,7 @@ mod tests {
     #[test]
     fn a_record_is_always_written_the_same() {
         let full = UsageRecord::full_sample();
-        let bare =
-            UsageRecord { denial: None, ttfb_us: None, ip_address: None, end_user_id: None, ..full.clone() };
+        let bare = UsageRecord::bare_sample();
         let mut rows = csv::Writer::from_writer(Vec::new());
         for record in [&full, &bare] {
             rows.serialize(RecordLine::cells(record)).expect("a row");
@@ -179,15 +200,7 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_back_exactly() {
-        let full = UsageRecord::full_sample();
-        let bare = UsageRecord {
-            denial: None,
-            ttfb_us: None,
-            ip_address: None,
-            end_user_id: None,
-            ..UsageRecord::full_sample()
-        };
-        for whole in [full, bare] {
+        for whole in [UsageRecord::full_sample(), UsageRecord::bare_sample()] {
             let line = written(&whole);
             assert!(!line.contains('\n'), "one line: {line}");
             assert_eq!(read(&line), Ok(whole));
@@ -233,13 +246,25 @@ mod tests {
     }
 
     #[test]
+    fn a_line_of_an_earlier_version_is_a_record_without_a_reading() {
+        let line = r#"{"id":"01980000-0000-7000-8000-000000000001","request_id":"r\u0001\"β","api_key_id":"00000000-0000-0000-0000-000000000002","workspace_id":"w1","at_us":1751327999999999,"method":"POST","endpoint":"/v1/a,b","route":"=route","status_code":429,"outcome":"denied","denial":null,"charged":true,"degraded":false,"response_time_us":18446744073709551615,"ttfb_us":null,"bytes_in":4,"bytes_out":5,"tokens_used":6,"ip_address":null,"user_agent":"a\nb","end_user_id":null,"upstream":"10.0.0.2:80","node":"n-1"}"#;
+        assert_eq!(read(line), Ok(UsageRecord::bare_sample()));
+    }
+
+    #[test]
     fn a_line_that_is_none_is_refused_by_its_field() {
         let whole: Map<String, Value> =
             serde_json::from_str(&written(&UsageRecord::full_sample())).expect("an object");
         for name in names() {
             let mut lacking = whole.clone();
             lacking.remove(name);
-            assert_eq!(read(&Value::Object(lacking).to_string()), Err(format!("{name}: is missing")));
+            let found = read(&Value::Object(lacking).to_string());
+            if ADDED.contains(&name) {
+                let found = serde_json::to_value(RecordLine::json(&found.expect(name))).expect("JSON");
+                assert_eq!(found[name], Value::Null, "{name}");
+            } else {
+                assert_eq!(found, Err(format!("{name}: is missing")));
+            }
             let mut odd = whole.clone();
             odd.insert(name.into(), json!([1]));
             let why = read(&Value::Object(odd).to_string()).expect_err(name);
@@ -252,6 +277,8 @@ mod tests {
             ("outcome", json!("liked")),
             ("denial", json!("mood")),
             ("ip_address", json!("localhost")),
+            ("usage_source", json!("guessed")),
+            ("cost_nano", json!(-1)),
             ("workspace_id", json!("")),
             ("more", json!(1)),
         ] {

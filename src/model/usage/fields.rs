@@ -6,6 +6,7 @@
 use crate::clock::Timestamp;
 use crate::model::fault::Fault;
 use crate::model::id::{EndUserId, KeyId, RequestId, WorkspaceId};
+use crate::model::tokens::ReadingSource;
 use crate::model::usage::Outcome;
 use std::fmt::Display;
 use std::net::IpAddr;
@@ -41,6 +42,8 @@ pub trait FieldReader {
     fn maybe_uuid(&mut self, name: &'static str) -> Result<Option<Uuid>, Self::Error>;
     /// A text.
     fn text(&mut self, name: &'static str) -> Result<Arc<str>, Self::Error>;
+    /// A text or nothing.
+    fn maybe_text(&mut self, name: &'static str) -> Result<Option<Arc<str>>, Self::Error>;
     /// A text that is a word or an id.
     fn parsed<T: FromStr<Err: Display>>(&mut self, name: &'static str) -> Result<T, Self::Error>;
     /// A text that is a word or an address, or nothing.
@@ -115,6 +118,20 @@ impl Field for Arc<str> {
     }
 }
 
+impl Field for Option<Arc<str>> {
+    fn write<W: FieldWriter>(&self, name: &'static str, to: &mut W) -> Result<(), W::Error> {
+        to.text(name, self.as_deref())
+    }
+
+    fn read<R: FieldReader>(name: &'static str, from: &mut R) -> Result<Self, R::Error> {
+        from.maybe_text(name)
+    }
+
+    fn text_mut(&mut self) -> Option<&mut Arc<str>> {
+        self.as_mut()
+    }
+}
+
 impl Field for WorkspaceId {
     fn write<W: FieldWriter>(&self, name: &'static str, to: &mut W) -> Result<(), W::Error> {
         to.text(name, Some(self.as_str()))
@@ -138,6 +155,16 @@ impl Field for Outcome {
 impl Field for Option<Fault> {
     fn write<W: FieldWriter>(&self, name: &'static str, to: &mut W) -> Result<(), W::Error> {
         to.text(name, self.map(Fault::name))
+    }
+
+    fn read<R: FieldReader>(name: &'static str, from: &mut R) -> Result<Self, R::Error> {
+        from.maybe_parsed(name)
+    }
+}
+
+impl Field for Option<ReadingSource> {
+    fn write<W: FieldWriter>(&self, name: &'static str, to: &mut W) -> Result<(), W::Error> {
+        to.text(name, self.map(ReadingSource::as_str))
     }
 
     fn read<R: FieldReader>(name: &'static str, from: &mut R) -> Result<Self, R::Error> {

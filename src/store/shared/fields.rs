@@ -167,6 +167,10 @@ impl FieldReader for RowReader<'_> {
         RowReader::text(self, name).map(Into::into)
     }
 
+    fn maybe_text(&mut self, name: &'static str) -> Result<Option<Arc<str>>, StoreError> {
+        Ok(RowReader::maybe_text(self, name)?.map(Into::into))
+    }
+
     fn parsed<T: FromStr<Err: Display>>(&mut self, name: &'static str) -> Result<T, StoreError> {
         RowReader::parsed(self, name)
     }

@@ -35,6 +35,7 @@ pub(in crate::store) const SQLITE: &[MigrationFile] = &[
     ("V2__restorable_keys", include_str!("../../../migrations/sqlite/0002_restorable_keys.sql")),
     ("V3__requests_that_reached", include_str!("../../../migrations/sqlite/0003_requests_that_reached.sql")),
     ("V4__plan_calendar", include_str!("../../../migrations/sqlite/0004_plan_calendar.sql")),
+    ("V5__meter_readings", include_str!("../../../migrations/sqlite/0005_meter_readings.sql")),
 ];
 
 /// The migrations of PostgreSQL: the same numbers and names.
@@ -46,6 +47,7 @@ pub(in crate::store) const POSTGRES: &[MigrationFile] = &[
         include_str!("../../../migrations/postgres/0003_requests_that_reached.sql"),
     ),
     ("V4__plan_calendar", include_str!("../../../migrations/postgres/0004_plan_calendar.sql")),
+    ("V5__meter_readings", include_str!("../../../migrations/postgres/0005_meter_readings.sql")),
 ];
 
 /// A runner for `files`, which applies all pending ones in one transaction.

@@ -256,14 +256,7 @@ mod tests {
         let store = SqliteStore::open(&path, &SqliteOptions::default()).unwrap();
         let full = UsageRecord::full_sample();
         let id = RequestId(uuid::Uuid::from_u128(full.id.0.as_u128() + 1));
-        let bare = UsageRecord {
-            id,
-            denial: None,
-            ttfb_us: None,
-            ip_address: None,
-            end_user_id: None,
-            ..full.clone()
-        };
+        let bare = UsageRecord { id, ..UsageRecord::bare_sample() };
         assert_eq!(store.append(&[full, bare]).await.unwrap(), 2);
         store.close().await;
         let file = rusqlite::Connection::open(&path).unwrap();

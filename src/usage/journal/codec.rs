@@ -2,6 +2,10 @@
 //!
 //! Must not know: files. The input may be anything: decoding never panics and accepts no frame whose checksum is wrong.
 
+mod reading;
+
+pub use reading::Reading;
+
 use crate::clock::Timestamp;
 use crate::model::fault::Fault;
 use crate::model::id::{EndUserId, KeyId, RequestId};
@@ -13,7 +17,7 @@ use uuid::Uuid;
 pub const ALIGN: usize = 8;
 /// Bytes of a frame before its payload.
 pub const HEADER: usize = 16;
-/// Longest payload, in bytes. Fields are cut so that they take at most half of it.
+/// Longest payload, in bytes. Fields are cut so that all of them fit.
 pub const PAYLOAD_MAX: usize = 8_192;
 /// The mark of a frame whose record is in the ledger. Any other value means that it is not.
 pub const ACKNOWLEDGED: u32 = 0x6b6f_7d21;
@@ -100,10 +104,12 @@ pub struct Complete<'a> {
     pub bytes_in: u64,
     /// Body bytes to the client.
     pub bytes_out: u64,
-    /// Tokens.
+    /// Tokens; the total of the reading if there is one.
     pub tokens_used: u64,
     /// The backend server that was tried last.
     pub upstream: &'a str,
+    /// What the meter found out; none without a meter.
+    pub reading: Option<Reading<'a>>,
 }
 
 /// A frame that was read.
@@ -215,6 +221,9 @@ const HAS_V6: u8 = 16;
 /// The request id is the record's own, as it is unless the client's is trusted.
 const OWN_REQUEST_ID: u8 = 32;
 const HAS_TTFB: u8 = 2;
+/// A reading follows the other fields. Versions that do not know it read the total of its tokens, and ignore the rest.
+const HAS_READING: u8 = 4;
+const HAS_COST: u8 = 8;
 
 impl Admit<'_> {
     /// Appends the payload to `out`. Texts that are too long are cut at a character.
@@ -284,8 +293,14 @@ impl Complete<'_> {
             bytes_out,
             tokens_used,
             upstream,
+            reading,
         } = *self;
-        out.push(flag(CHARGED, charged) | flag(HAS_TTFB, ttfb_us.is_some()));
+        let has_cost = reading.is_some_and(|reading| reading.cost_nano.is_some());
+        let flags = flag(CHARGED, charged)
+            | flag(HAS_TTFB, ttfb_us.is_some())
+            | flag(HAS_READING, reading.is_some())
+            | flag(HAS_COST, has_cost);
+        out.push(flags);
         out.extend_from_slice(id.0.as_bytes());
         out.extend_from_slice(&status_code.to_le_bytes());
         for n in [response_time_us, ttfb_us.unwrap_or(0), bytes_in, bytes_out] {
@@ -295,6 +310,9 @@ impl Complete<'_> {
         put_text(out, outcome.as_str(), TEXT_MAX);
         put_text(out, denial.map_or("", Fault::name), TEXT_MAX);
         put_text(out, upstream, TEXT_MAX);
+        if let Some(reading) = reading {
+            reading.encode(out);
+        }
     }
 }
 
@@ -378,6 +396,11 @@ pub fn complete(payload: &[u8]) -> Result<Complete<'_>, Malformed> {
         "" => None,
         name => Some(Fault::from_name(name).ok_or(Malformed("unknown denial"))?),
     };
+    let upstream = from.text()?;
+    let reading = match flags & HAS_READING {
+        0 => None,
+        _ => Some(Reading::decode(&mut from, flags, tokens_used)?),
+    };
     Ok(Complete {
         id,
         outcome,
@@ -389,7 +412,8 @@ pub fn complete(payload: &[u8]) -> Result<Complete<'_>, Malformed> {
         bytes_in,
         bytes_out,
         tokens_used,
-        upstream: from.text()?,
+        upstream,
+        reading,
     })
 }
 
@@ -407,6 +431,7 @@ pub const fn interrupted(id: RequestId, charged: bool) -> Complete<'static> {
         bytes_out: 0,
         tokens_used: 0,
         upstream: "",
+        reading: None,
     }
 }
 
@@ -418,7 +443,7 @@ pub fn record(admit_payload: &[u8], complete_payload: Option<&[u8]>) -> Result<U
         Some(payload) => complete(payload)?,
         None => interrupted(begun.id, begun.charged),
     };
-    Ok(UsageRecord {
+    let mut record = UsageRecord {
         id: begun.id,
         request_id: begun.request_id.into(),
         api_key_id: begun.api_key_id,
@@ -442,7 +467,22 @@ pub fn record(admit_payload: &[u8], complete_payload: Option<&[u8]>) -> Result<U
         end_user_id: begun.end_user_id,
         upstream: ended.upstream.into(),
         node: begun.node.into(),
-    })
+        model: None,
+        model_requested: None,
+        input_tokens: None,
+        cached_tokens: None,
+        cache_write_tokens: None,
+        output_tokens: None,
+        reasoning_tokens: None,
+        audio_tokens: None,
+        cost_nano: None,
+        usage_source: None,
+        provider_request_id: None,
+    };
+    if let Some(reading) = ended.reading {
+        record.set_reading(reading.to_owned());
+    }
+    Ok(record)
 }
 
 const fn flag(bit: u8, set: bool) -> u8 {

@@ -74,7 +74,8 @@ fn end(payload: &[u8]) {
     read.encode(&mut once);
     let cut = complete(&once).expect("as it was written");
     assert!(read.upstream.starts_with(cut.upstream));
-    assert_eq!(Complete { upstream: cut.upstream, ..read }, cut);
+    assert_eq!(Complete { upstream: cut.upstream, reading: cut.reading, ..read }, cut);
+    assert_eq!(read.reading.map(|reading| reading.tokens), cut.reading.map(|reading| reading.tokens));
 }
 
 fn both(payload: &[u8]) {
