@@ -21,7 +21,7 @@ use crate::model::id::EndUserId;
 use crate::policy::http::fields::HeaderFields;
 use crate::policy::http::path::{BadPath, decode_segment};
 use crate::policy::keys::authorize::{AuthorizationRequest, ResourceRequest, authorize, check_active};
-use crate::policy::keys::credential::{end_user_in_header, presented};
+use crate::policy::keys::credential::{SecretPlace, end_user_in_header, presented};
 use crate::policy::keys::denial::{BadRequest, Denial};
 use crate::policy::keys::limit::Limits;
 use crate::policy::keys::secret::{Peppers, SecretShape, sha256, shape};
@@ -42,8 +42,6 @@ pub struct Gate {
     pub peppers: Arc<Peppers>,
     /// The prefix of our own secrets.
     pub secret_prefix: Box<str>,
-    /// The header fields that may carry a secret.
-    pub secret_headers: Box<[HeaderName]>,
     /// The queue of keys whose digest was made with an old pepper.
     pub rehash: RehashQueue,
 }
@@ -130,7 +128,7 @@ impl Gate {
             return Err(Denied::early(Denial::RouteNotFound, None));
         };
         let route = matched.route;
-        let presented = match self.authenticate(request) {
+        let presented = match self.authenticate(request, &route.secret_from) {
             Ok(presented) => presented,
             Err(denial) => return Err(Denied::early(denial, Some(route))),
         };
@@ -153,7 +151,7 @@ impl Gate {
     ) -> Option<Preflight> {
         let matched = routes.find(method, request.path).filter(|matched| matched.route.cors.is_none())?;
         let is_refused = request.encoded_slash && !matched.route.encoded_slash;
-        if is_refused || presented(request.fields, &self.secret_headers) != Ok(None) {
+        if is_refused || presented(request.fields, &matched.route.secret_from) != Ok(None) {
             return None;
         }
         let rewritten = matched.route.forward.rewrite.as_ref().map(|r| r.path(&matched.params));
@@ -214,10 +212,10 @@ impl Gate {
     }
 
     /// Step 3: finds the key of the presented secret.
-    fn authenticate(&self, request: &RequestView<'_>) -> Result<Presented, Denial> {
-        let secret = presented(request.fields, &self.secret_headers)
-            .map_err(Denial::BadRequest)?
-            .ok_or(Denial::KeyMissing)?;
+    fn authenticate(&self, request: &RequestView<'_>, places: &[SecretPlace]) -> Result<Presented, Denial> {
+        let secret =
+            presented(request.fields, places).map_err(Denial::BadRequest)?.ok_or(Denial::KeyMissing)?;
+        let secret = &*secret;
         if shape(secret, &self.secret_prefix) == SecretShape::Impossible {
             return Err(Denial::KeyInvalid);
         }

@@ -13,6 +13,7 @@ use keygate::model::key::{Ceilings, Key, KeyType, Plan};
 use keygate::model::outage::WhenStoreUnavailable;
 use keygate::model::scope::{Scopes, check_granted};
 use keygate::model::usage::Outcome;
+use keygate::policy::keys::credential::SecretPlace;
 use keygate::policy::keys::limit::Limits;
 use keygate::policy::keys::secret::{Peppers, Secret};
 use keygate::policy::routing::forward::ForwardRules;
@@ -92,7 +93,6 @@ impl Stage {
             end_users: Arc::new(end_users),
             peppers: Arc::new(peppers),
             secret_prefix: "sk".into(),
-            secret_headers: [http::header::AUTHORIZATION, http::HeaderName::from_static("x-api-key")].into(),
             rehash,
         };
         let options = JournalOptions {
@@ -202,6 +202,9 @@ fn route() -> Route {
         methods: Box::default(),
         upstream: 0,
         scopes: Scopes::of(["app"], check_granted).unwrap(),
+        secret_from: [http::header::AUTHORIZATION, http::HeaderName::from_static("x-api-key")]
+            .map(SecretPlace::Header)
+            .into(),
         resource: ResourceFrom::Nowhere,
         end_user: EndUserFrom::Header(http::HeaderName::from_static("x-end-user-id")),
         keep_credential: false,

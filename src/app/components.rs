@@ -16,6 +16,7 @@ use crate::metrics::Metrics;
 use crate::policy::http::cors::{Cors, OriginRule, Origins};
 use crate::policy::http::source::TrustedProxies;
 use crate::policy::keys::claims::is_claim;
+use crate::policy::keys::credential::SecretPlace;
 use crate::policy::routing::forward::ForwardRules;
 use crate::policy::routing::route::{BadRoute, EndUserFrom, ResourceFrom, Route, RouteTable};
 use crate::proxy::connection::address_limiter::AddressLimiter;
@@ -46,19 +47,20 @@ pub fn routes(config: &Config) -> Result<RouteTable, Vec<BadRoute>> {
         methods: r.methods.clone().into(),
         upstream: r.upstream,
         scopes: r.scopes.clone(),
+        secret_from: r.secret_from.clone().into(),
         resource: r.resource.clone().unwrap_or(ResourceFrom::Nowhere),
         end_user: r.end_user.clone(),
         keep_credential: r.keep_credential,
         max_body_bytes: r.max_body_bytes,
         encoded_slash: r.encoded_slash == EncodedSlash::Keep,
-        forward: ForwardRules { pass: passed(config, r), ..r.forward.clone() },
+        forward: ForwardRules { pass: passed(r), ..r.forward.clone() },
         cors: r.cors.clone(),
     });
     RouteTable::new(routes.collect())
 }
 
 /// Fields that backends trust and that a route passes on: those it lists, and those it reads.
-fn passed(config: &Config, route: &RouteConfig) -> Box<[HeaderName]> {
+fn passed(route: &RouteConfig) -> Box<[HeaderName]> {
     let resource = match &route.resource {
         Some(ResourceFrom::Header(name)) => Some(name),
         _ => None,
@@ -67,7 +69,7 @@ fn passed(config: &Config, route: &RouteConfig) -> Box<[HeaderName]> {
         EndUserFrom::Header(name) => Some(name),
         _ => None,
     };
-    let secrets = config.proxy.secret_headers.iter().filter(|_| route.keep_credential);
+    let secrets = route.secret_from.iter().filter(|_| route.keep_credential).map(SecretPlace::header);
     let decided_by = resource.into_iter().chain(end_user).chain(secrets).filter(|n| is_claim(n.as_str()));
     route.forward.pass.iter().chain(decided_by).cloned().collect()
 }
@@ -136,7 +138,7 @@ pub(super) fn routing(
             EndUserFrom::Header(name) => Some(name.clone()),
             _ => None,
         };
-        resource.into_iter().chain(end_user)
+        resource.into_iter().chain(end_user).chain(r.secret_from.iter().map(|place| place.header().clone()))
     });
     let headers = HeaderPolicy::new(&config.proxy.secret_headers, named);
     RoutingSnapshot { routes, upstreams, headers }
@@ -156,7 +158,6 @@ pub(super) fn gate(
         end_users,
         peppers: Arc::clone(&core.peppers),
         secret_prefix: config.secrets.prefix.as_str().into(),
-        secret_headers: config.proxy.secret_headers.clone().into(),
         rehash,
     }
 }

@@ -25,6 +25,7 @@ use crate::model::key::{
 use crate::model::scope::{SCOPES_MAX, check_required};
 use crate::policy::http::cors::OriginRule;
 use crate::policy::http::head::TARGET_MAX;
+use crate::policy::keys::credential::SecretPlace;
 use crate::policy::routing::route::{EndUserFrom, ResourceFrom};
 use http::{HeaderName, Method};
 use std::path::PathBuf;
@@ -74,6 +75,7 @@ pub(super) struct RouteFile {
     pub(super) methods: Vec<Method>,
     pub(super) upstream: Option<String>,
     pub(super) scopes: Vec<String>,
+    pub(super) secret_from: Vec<SecretPlace>,
     pub(super) resource: Option<ResourceFrom>,
     pub(super) end_user: EndUserChoice,
     pub(super) keep_credential: bool,
@@ -405,6 +407,7 @@ fn route(s: &mut Section<'_, '_>) -> RouteFile {
         methods: s.list("methods", &METHOD, 0..=32, Vec::new()),
         upstream: s.required("upstream", &NAME),
         scopes: s.list("scopes", &SCOPE, 0..=SCOPES_MAX, Vec::new()),
+        secret_from: s.list("secret_from", &SECRET_PLACE, 0..=8, Vec::new()),
         resource: s.value("resource", &OrEmpty(RESOURCE), None),
         end_user: s.value("end_user", &END_USER, EndUserChoice::AsProxy),
         keep_credential: s.value("keep_credential", &Flag, false),
@@ -476,6 +479,27 @@ const SCOPE: ParsedText<String> = ParsedText {
     must: "a scope: 1 to 64 characters of A-Z a-z 0-9 . _ : / -",
     read: |text| check_required(text).is_ok().then(|| text.to_owned()),
     show: |scope| quote(scope),
+};
+
+const SECRET_PLACE: ParsedText<SecretPlace> = ParsedText {
+    must: r#""header:NAME" (header:authorization means Bearer), "basic:user", "basic:password", or "subprotocol:PREFIX" for an entry PREFIX.SECRET of Sec-WebSocket-Protocol"#,
+    read: |text| match text.split_once(':')? {
+        ("header", name) => header(name).map(SecretPlace::Header),
+        ("basic", "user") => Some(SecretPlace::BasicUser),
+        ("basic", "password") => Some(SecretPlace::BasicPassword),
+        ("subprotocol", prefix) if is_name(prefix) => {
+            Some(SecretPlace::Subprotocol { prefix: format!("{prefix}.").into() })
+        }
+        _ => None,
+    },
+    show: |place| match place {
+        SecretPlace::Header(name) => quote(&format_args!("header:{name}")),
+        SecretPlace::BasicUser => quote(&"basic:user"),
+        SecretPlace::BasicPassword => quote(&"basic:password"),
+        SecretPlace::Subprotocol { prefix } => {
+            quote(&format_args!("subprotocol:{}", prefix.trim_end_matches('.')))
+        }
+    },
 };
 
 const RESOURCE: ParsedText<ResourceFrom> = ParsedText {

@@ -12,6 +12,7 @@ use crate::model::outage::{OnFailure, WhenFull, WhenStoreUnavailable};
 use crate::model::scope::Scopes;
 use crate::model::server::{RedisKind, ServerAddr};
 use crate::policy::http::cors::Cors;
+use crate::policy::keys::credential::SecretPlace;
 use crate::policy::routing::forward::ForwardRules;
 use crate::policy::routing::route::{EndUserFrom, ResourceFrom};
 use crate::store::postgres::PostgresUrl;
@@ -381,6 +382,8 @@ pub struct RouteConfig {
     pub upstream: usize,
     /// The scopes that a key must grant.
     pub scopes: Scopes,
+    /// Where a request may present its secret, in order.
+    pub secret_from: Vec<SecretPlace>,
     /// Where the request names its resource; none: not set, which means nowhere.
     pub resource: Option<ResourceFrom>,
     /// Where the request names its end user.

@@ -18,6 +18,7 @@ use crate::model::id::PlanId;
 use crate::model::key::{Ceiling, Per, RATE_MAX};
 use crate::model::scope::{Scopes, check_required};
 use crate::model::server::RedisKind;
+use crate::policy::keys::credential::SecretPlace;
 use crate::policy::routing::route::{EndUserFrom, ResourceFrom};
 use http::HeaderName;
 use std::collections::BTreeMap;
@@ -377,15 +378,16 @@ fn route(
     proxy: &ProxyConfig,
     reading: &mut ConfigReader<'_>,
 ) -> Option<RouteConfig> {
+    let secret_from = secret_places(n, file.secret_from, proxy, reading);
     if let Some(ResourceFrom::Header(name)) = &file.resource {
-        not_a_secret_header(name, &format!("routes[{n}].resource"), proxy, reading);
+        not_where_the_secret_is(name, n, "resource", &secret_from, proxy, reading);
     }
     let end_user = match file.end_user {
         EndUserChoice::AsProxy => EndUserFrom::Header(proxy.end_user_header.clone()),
         EndUserChoice::Own(source) => source,
     };
     if let EndUserFrom::Header(name) = &end_user {
-        not_a_secret_header(name, &format!("routes[{n}].end_user"), proxy, reading);
+        not_where_the_secret_is(name, n, "end_user", &secret_from, proxy, reading);
     }
     let upstream = file.upstream.and_then(|name| upstream_index(&name, n, upstreams, reading));
     let (forward, cors) = checked_cors(n, file.forward, reading);
@@ -396,6 +398,7 @@ fn route(
         methods: file.methods,
         upstream: upstream?,
         scopes: required_scopes(n, &file.scopes, reading)?,
+        secret_from,
         resource: file.resource,
         end_user,
         keep_credential: file.keep_credential,
@@ -404,6 +407,43 @@ fn route(
         forward,
         cors,
     })
+}
+
+/// The places of a route: its own, or the headers of `[proxy]`.
+fn secret_places(
+    n: usize,
+    own: Vec<SecretPlace>,
+    proxy: &ProxyConfig,
+    reading: &mut ConfigReader<'_>,
+) -> Vec<SecretPlace> {
+    for (place, wanted) in own.iter().enumerate() {
+        if own[..place].contains(wanted) {
+            let path = format!("routes[{n}].secret_from[{place}]");
+            reading.complain_of_conflict(&[&path], "is in the list twice");
+        }
+    }
+    if own.is_empty() {
+        return proxy.secret_headers.iter().cloned().map(SecretPlace::Header).collect();
+    }
+    own
+}
+
+/// A header of a route is neither one that carries the secret on this route nor one of `[proxy]`.
+fn not_where_the_secret_is(
+    name: &HeaderName,
+    n: usize,
+    key: &str,
+    places: &[SecretPlace],
+    proxy: &ProxyConfig,
+    reading: &mut ConfigReader<'_>,
+) {
+    let path = format!("routes[{n}].{key}");
+    if proxy.secret_headers.contains(name) {
+        not_a_secret_header(name, &path, proxy, reading);
+    } else if places.iter().any(|place| place.header() == name) {
+        let message = format!("must not be {name}, which carries the secret (secret_from)");
+        reading.complain_of_conflict(&[&path], message);
+    }
 }
 
 fn required_scopes(n: usize, words: &[String], reading: &mut ConfigReader<'_>) -> Option<Scopes> {

@@ -300,6 +300,18 @@ fn each_mistake_of_a_route_is_told() {
             "resource = \"header:Authorization\"",
             "7:12 routes[0].resource: must not be authorization, which carries the secret (proxy.secret_headers)".into(),
         ),
+        (
+            "secret_from = [\"basic\"]",
+            "7:16 routes[0].secret_from[0]: must be \"header:NAME\" (header:authorization means Bearer), \"basic:user\", \"basic:password\", or \"subprotocol:PREFIX\" for an entry PREFIX.SECRET of Sec-WebSocket-Protocol".into(),
+        ),
+        (
+            "secret_from = [\"basic:user\", \"basic:user\"]",
+            "7:30 routes[0].secret_from[1]: is in the list twice".into(),
+        ),
+        (
+            "secret_from = [\"header:x-own\"]\nresource = \"header:x-own\"",
+            "8:12 routes[0].resource: must not be x-own, which carries the secret (secret_from)".into(),
+        ),
         ("end_user = \"\"", format!("7:12 routes[0].end_user: {end_user}")),
         ("end_user = \"body:\"", format!("7:12 routes[0].end_user: {end_user}")),
         (

@@ -16,6 +16,7 @@ mod claims;
 mod clients;
 mod closing;
 mod coded;
+mod credentials;
 mod frames;
 mod hops;
 mod http2;

@@ -6,44 +6,104 @@ use super::denial::{BadRequest, Denial};
 use crate::model::fault::Fault;
 use crate::policy::http::coding::{Coding, is_too_much};
 use crate::policy::http::fields::HeaderFields;
-use http::header::{AUTHORIZATION, HeaderName};
+use base64::Engine as _;
+use base64::engine::DecodePaddingMode;
+use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
+use http::header::{AUTHORIZATION, HeaderName, SEC_WEBSOCKET_PROTOCOL};
 use serde::de::{Deserializer as _, IgnoredAny, MapAccess, Visitor};
+use std::borrow::Cow;
 use std::fmt;
 use std::io;
 
 /// Longest end user id, in characters.
 pub const END_USER_MAX: usize = 255;
 
-/// The secret in one of the header fields `names`; none if there is none. `Authorization` counts only with the scheme
-/// `Bearer`; other schemes are for the backend.
-pub fn presented<'h>(fields: HeaderFields<'h>, names: &[HeaderName]) -> Result<Option<&'h [u8]>, BadRequest> {
-    let mut found: Option<&[u8]> = None;
-    for name in names {
-        for value in fields.all(name) {
-            let bytes = value.trim_ascii();
-            let secret = if *name == AUTHORIZATION {
-                let Some(secret) = bearer(bytes) else { continue };
-                secret
-            } else {
-                bytes
-            };
-            if secret.is_empty() {
+/// Base64 with or without padding, as clients send it.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &base64::alphabet::STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
+
+/// A place in a request that may carry a secret.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SecretPlace {
+    /// A header field. `Authorization` counts only with the scheme `Bearer`; other schemes are for the backend.
+    Header(HeaderName),
+    /// The user name of `Authorization: Basic`.
+    BasicUser,
+    /// The password of `Authorization: Basic`.
+    BasicPassword,
+    /// An entry `PREFIX.SECRET` of `Sec-WebSocket-Protocol`, where a browser's script can put it.
+    Subprotocol {
+        /// The prefix with its dot.
+        prefix: Box<str>,
+    },
+}
+
+/// The secret in one of `places`; none if there is none.
+pub fn presented<'h>(
+    fields: HeaderFields<'h>,
+    places: &[SecretPlace],
+) -> Result<Option<Cow<'h, [u8]>>, BadRequest> {
+    let mut found: Option<(Cow<'h, [u8]>, &SecretPlace)> = None;
+    for place in places {
+        for value in fields.all(place.header()) {
+            let Some(secret) = place.secret_in(value.trim_ascii()).filter(|secret| !secret.is_empty()) else {
                 continue;
+            };
+            match &found {
+                Some((other, _)) if *other == secret => {}
+                Some((_, other)) => {
+                    let headers = [other.header().clone(), place.header().clone()];
+                    return Err(BadRequest::TwoCredentials(Box::new(headers)));
+                }
+                None => found = Some((secret, place)),
             }
-            if found.is_some_and(|other| other != secret) {
-                return Err(BadRequest::TwoCredentials);
-            }
-            found = Some(secret);
         }
     }
-    Ok(found)
+    Ok(found.map(|(secret, _)| secret))
+}
+
+impl SecretPlace {
+    /// The header field that it is in.
+    pub fn header(&self) -> &HeaderName {
+        match self {
+            Self::Header(name) => name,
+            Self::BasicUser | Self::BasicPassword => &AUTHORIZATION,
+            Self::Subprotocol { .. } => &SEC_WEBSOCKET_PROTOCOL,
+        }
+    }
+
+    /// The secret in `value`, a value of its header field.
+    pub fn secret_in<'v>(&self, value: &'v [u8]) -> Option<Cow<'v, [u8]>> {
+        match self {
+            Self::Header(name) if *name == AUTHORIZATION => bearer(value).map(Cow::Borrowed),
+            Self::Header(_) => Some(value.into()),
+            Self::BasicUser => basic(value).map(|(user, _)| user.into()),
+            Self::BasicPassword => basic(value).map(|(_, password)| password.into()),
+            Self::Subprotocol { prefix } => {
+                let mut entries = value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
+                entries.find_map(|entry| entry.strip_prefix(prefix.as_bytes())).map(Cow::Borrowed)
+            }
+        }
+    }
 }
 
 /// The value after `Bearer`, with the scheme in any case.
 pub fn bearer(value: &[u8]) -> Option<&[u8]> {
-    let scheme = value.get(..6)?;
-    let rest = &value[6..];
-    if !scheme.eq_ignore_ascii_case(b"bearer") || !(rest.is_empty() || matches!(rest[0], b' ' | b'\t')) {
+    after_scheme(value, b"bearer")
+}
+
+/// User name and password after `Basic` (RFC 7617).
+pub fn basic(value: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
+    let mut user = BASE64.decode(after_scheme(value, b"basic")?).ok()?;
+    let password = user.split_off(user.iter().position(|byte| *byte == b':')?);
+    Some((user, password[1..].to_vec()))
+}
+
+fn after_scheme<'v>(value: &'v [u8], scheme: &[u8]) -> Option<&'v [u8]> {
+    let (given, rest) = value.split_at_checked(scheme.len())?;
+    if !given.eq_ignore_ascii_case(scheme) || !(rest.is_empty() || matches!(rest[0], b' ' | b'\t')) {
         return None;
     }
     Some(rest.trim_ascii())
@@ -147,7 +207,11 @@ mod tests {
     #[test]
     fn the_secret_is_read_from_the_configured_headers_and_two_different_ones_are_refused() {
         type Row<'r> = (&'r [(&'static str, &'static str)], Result<Option<&'r str>, BadRequest>);
-        let names = [AUTHORIZATION, HeaderName::from_static("x-api-key")];
+        let x_api_key = HeaderName::from_static("x-api-key");
+        let two = |a: &HeaderName, b: &HeaderName| {
+            Err(BadRequest::TwoCredentials(Box::new([a.clone(), b.clone()])))
+        };
+        let places = [AUTHORIZATION, x_api_key.clone()].map(SecretPlace::Header);
         let rows: &[Row<'_>] = &[
             (&[], Ok(None)),
             (&[("authorization", "Bearer abc")], Ok(Some("abc"))),
@@ -164,14 +228,14 @@ mod tests {
             (&[("x-api-key", "Bearer abc")], Ok(Some("Bearer abc"))),
             (&[("api-key", "abc")], Ok(None)),
             (&[("authorization", "Bearer abc"), ("x-api-key", "abc")], Ok(Some("abc"))),
-            (&[("authorization", "Bearer abc"), ("x-api-key", "xyz")], Err(BadRequest::TwoCredentials)),
+            (&[("authorization", "Bearer abc"), ("x-api-key", "xyz")], two(&AUTHORIZATION, &x_api_key)),
             (&[("authorization", "Basic abc"), ("x-api-key", "xyz")], Ok(Some("xyz"))),
             (
                 &[("authorization", "Bearer abc"), ("authorization", "Bearer xyz")],
-                Err(BadRequest::TwoCredentials),
+                two(&AUTHORIZATION, &AUTHORIZATION),
             ),
             (&[("authorization", "Bearer abc"), ("authorization", "Bearer abc")], Ok(Some("abc"))),
-            (&[("x-api-key", "abc"), ("x-api-key", "abd")], Err(BadRequest::TwoCredentials)),
+            (&[("x-api-key", "abc"), ("x-api-key", "abd")], two(&x_api_key, &x_api_key)),
         ];
         for (given, expected) in rows {
             let mut map = HeaderMap::new();
@@ -179,10 +243,46 @@ mod tests {
                 map.append(HeaderName::from_static(name), HeaderValue::from_static(value));
             }
             assert_eq!(
-                presented(HeaderFields::Map(&map), &names),
-                expected.map(|s| s.map(str::as_bytes)),
+                presented(HeaderFields::Map(&map), &places),
+                expected.clone().map(|s| s.map(|s| Cow::from(s.as_bytes()))),
                 "{given:?}"
             );
+        }
+    }
+
+    #[test]
+    fn the_secret_is_read_from_basic_credentials_and_from_a_subprotocol_where_a_route_says_so() {
+        let user = [SecretPlace::BasicUser];
+        let password = [SecretPlace::BasicPassword];
+        let either = [SecretPlace::BasicUser, SecretPlace::BasicPassword];
+        let subprotocol = [SecretPlace::Subprotocol { prefix: "key.".into() }];
+        let protocol = "sec-websocket-protocol";
+        let basic = |text: &str| format!("Basic {}", BASE64.encode(text));
+        let unpadded = format!("basic {}", BASE64.encode("ab:").trim_end_matches('='));
+        for (places, name, value, expected) in [
+            (&user[..], "authorization", basic("abc:"), Some("abc")),
+            (&user, "authorization", basic("abc:x:y"), Some("abc")),
+            (&user, "authorization", unpadded, Some("ab")),
+            (&user, "authorization", basic(":abc"), None),
+            (&user, "authorization", basic("abc"), None),
+            (&user, "authorization", "Basic !".into(), None),
+            (&user, "authorization", "Bearer abc".into(), None),
+            (&password, "authorization", basic("api:abc"), Some("abc")),
+            (&password, "authorization", basic("api:a:c"), Some("a:c")),
+            (&password, "authorization", basic("abc:"), None),
+            (&either, "authorization", basic(":abc"), Some("abc")),
+            (&either, "authorization", basic("abc:"), Some("abc")),
+            (&subprotocol, protocol, "chat, key.abc".into(), Some("abc")),
+            (&subprotocol, protocol, "key.abc,chat".into(), Some("abc")),
+            (&subprotocol, protocol, "chat, xkey.abc, key".into(), None),
+            (&subprotocol, protocol, "key.".into(), None),
+        ] {
+            let map: HeaderMap =
+                [(HeaderName::from_static(name), HeaderValue::from_str(&value).expect("a value"))]
+                    .into_iter()
+                    .collect();
+            let found = presented(HeaderFields::Map(&map), places).expect("one credential");
+            assert_eq!(found.as_deref(), expected.map(str::as_bytes), "{places:?} {value}");
         }
     }
 
@@ -208,21 +308,21 @@ mod tests {
 
     #[test]
     fn the_end_user_is_read_from_a_top_level_string_and_other_types_are_refused() {
-        let bad = Err(BadRequest::EndUserBody);
+        const BAD: Result<Option<&str>, BadRequest> = Err(BadRequest::EndUserBody);
         for (body, expected) in [
             (r#"{"user":"ann"}"#, Ok(Some("ann"))),
             (r#"{"messages":[{"user":"eve"}],"user":"ann"}"#, Ok(Some("ann"))),
             (r#"{"us\u0065r":"ann"}"#, Ok(Some("ann"))),
             (r#"{"user":null}"#, Ok(None)),
             ("{}", Ok(None)),
-            (r#"{"user":""}"#, bad),
-            (r#"{"user":7}"#, bad),
-            (r#"{"user":"a\u0000b"}"#, bad),
-            (r#"{"user":"ann","user":"bob"}"#, bad),
-            (r#"{"user":"ann"} x"#, bad),
-            (r#"["user"]"#, bad),
-            ("", bad),
-            (r#"{"user":"ann""#, bad),
+            (r#"{"user":""}"#, BAD),
+            (r#"{"user":7}"#, BAD),
+            (r#"{"user":"a\u0000b"}"#, BAD),
+            (r#"{"user":"ann","user":"bob"}"#, BAD),
+            (r#"{"user":"ann"} x"#, BAD),
+            (r#"["user"]"#, BAD),
+            ("", BAD),
+            (r#"{"user":"ann""#, BAD),
         ] {
             assert_eq!(
                 end_user_in_body(body.as_bytes(), "user"),

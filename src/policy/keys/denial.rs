@@ -10,6 +10,7 @@ use crate::model::scope::Scopes;
 use crate::policy::http::coding::CODINGS;
 use crate::policy::http::head::BadHead;
 use crate::policy::http::path::{BadPath, shown};
+use http::HeaderName;
 use serde_json::{Value, json};
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -54,12 +55,12 @@ pub enum Denial {
 }
 
 /// Why a request is malformed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BadRequest {
     /// The path or query.
     Path(BadPath),
-    /// Two different credentials.
-    TwoCredentials,
+    /// Two different credentials, in these header fields.
+    TwoCredentials(Box<[HeaderName; 2]>),
     /// It is not valid HTTP.
     Syntax,
     /// The length of the message is given twice, wrongly, or in two ways.
@@ -153,6 +154,11 @@ impl Denial {
     /// The details for programs.
     pub fn detail(&self) -> Value {
         match self {
+            Self::BadRequest(BadRequest::TwoCredentials(headers)) => json!({
+                "reason": "two_credentials",
+                "headers": headers.iter().map(HeaderName::as_str).collect::<Vec<_>>(),
+                "setting": "secret_from",
+            }),
             Self::BadRequest(what) => json!({ "reason": what.reason() }),
             Self::Scope(lacking) => {
                 json!({ "missing_scopes": lacking.iter().collect::<Vec<_>>() })
@@ -271,10 +277,10 @@ fn span(per: Option<Per>, lang: Lang) -> &'static str {
 
 impl BadRequest {
     /// The reason, for programs.
-    pub const fn reason(self) -> &'static str {
+    pub const fn reason(&self) -> &'static str {
         match self {
             Self::Path(_) => "path",
-            Self::TwoCredentials => "two_credentials",
+            Self::TwoCredentials(_) => "two_credentials",
             Self::Syntax => "syntax",
             Self::Framing => "framing",
             Self::Host => "host",
@@ -284,8 +290,20 @@ impl BadRequest {
         }
     }
 
-    fn message(self, lang: Lang) -> Cow<'static, str> {
+    fn message(&self, lang: Lang) -> Cow<'static, str> {
         match (self, lang) {
+            (Self::TwoCredentials(headers), Lang::En) => {
+                let [one, other] = &**headers;
+                format!(
+                    "The request presents two different API keys, in {one} and in {other}: send one, \
+                     or let secret_from of the route name the one that counts"
+                )
+                .into()
+            }
+            (Self::TwoCredentials(headers), Lang::Zh) => {
+                let [one, other] = &**headers;
+                format!("请求在 {one} 和 {other} 中携带了两个不同的 API 密钥：请只发送一个，或由路由的 secret_from 指定").into()
+            }
             (Self::Path(bad), Lang::En) => bad.to_string().into(),
             (Self::Path(bad), Lang::Zh) => match bad.offending() {
                 Some(byte) => format!("请求路径有歧义或包含不允许的字符：{}", shown(byte)).into(),
@@ -296,12 +314,12 @@ impl BadRequest {
     }
 
     /// The standard message.
-    const fn standard(self, lang: Lang) -> &'static str {
+    const fn standard(&self, lang: Lang) -> &'static str {
         match (self, lang) {
             (Self::Path(_), Lang::En) => "The path or query is ambiguous",
             (Self::Path(_), Lang::Zh) => "请求路径有歧义",
-            (Self::TwoCredentials, Lang::En) => "The request presents two different API keys",
-            (Self::TwoCredentials, Lang::Zh) => "请求携带了两个不同的 API 密钥",
+            (Self::TwoCredentials(_), Lang::En) => "The request presents two different API keys",
+            (Self::TwoCredentials(_), Lang::Zh) => "请求携带了两个不同的 API 密钥",
             (Self::Syntax, Lang::En) => "The request is not written as HTTP/1.1 demands",
             (Self::Syntax, Lang::Zh) => "请求不符合 HTTP/1.1 语法",
             (Self::Framing, Lang::En) => {

@@ -11,6 +11,7 @@ use super::rewrite::Rewrite;
 use crate::model::scope::Scopes;
 use crate::policy::http::cors::Cors;
 use crate::policy::http::path::{BadPath, canonical, has_encoded_slash};
+use crate::policy::keys::credential::SecretPlace;
 use http::{HeaderName, Method};
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -36,6 +37,8 @@ pub struct Route {
     pub upstream: usize,
     /// The scopes that a key must grant.
     pub scopes: Scopes,
+    /// Where a request may present its secret, in order.
+    pub secret_from: Box<[SecretPlace]>,
     /// Where a request names its resource.
     pub resource: ResourceFrom,
     /// Where a request names its end user.

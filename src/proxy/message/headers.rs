@@ -5,13 +5,14 @@ use crate::gate::Admission;
 use crate::policy::http::field_lines::EditFields;
 use crate::policy::http::trace::TraceContext;
 use crate::policy::keys::claims::{CLAIMS, dashed, is_claim, prefix};
-use crate::policy::keys::credential::bearer;
+use crate::policy::keys::credential::SecretPlace;
 use crate::policy::routing::route::Route;
 use http::HeaderMap;
 use http::header::{
     AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, HOST, HeaderName, HeaderValue, PROXY_AUTHENTICATE, TE,
     TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
+use std::borrow::Cow;
 use std::net::IpAddr;
 
 /// Hop-by-hop fields (RFC 9110, 7.6.1) that a backend's response may still contain.
@@ -51,7 +52,8 @@ const ADDED_BYTES: usize = 320;
 /// Names with a meaning for Keygate, of which no other spelling may reach a backend.
 #[derive(Clone, Debug)]
 pub struct HeaderPolicy {
-    secret_headers: Box<[HeaderName]>,
+    /// The headers that carry secrets on routes without a rule of their own.
+    secret_places: Box<[SecretPlace]>,
     /// Names whose other spellings some servers treat as the same name.
     guarded: Box<[Box<str>]>,
     /// First letters of names that may have to be removed: most fields have none of them, which is checked at once.
@@ -88,7 +90,8 @@ impl HeaderPolicy {
         guarded.dedup();
         let beginnings = guarded.iter().map(|name| &**name).chain(CLAIMS).chain([OWN]);
         let initials = beginnings.fold(0, |all, name| all | initial(name));
-        Self { secret_headers: secret_headers.into(), guarded: guarded.into(), initials }
+        let secret_places = secret_headers.iter().cloned().map(SecretPlace::Header).collect();
+        Self { secret_places, guarded: guarded.into(), initials }
     }
 
     /// Rewrites the fields of a request for the backend.
@@ -99,7 +102,7 @@ impl HeaderPolicy {
     ) -> pingora::Result<()> {
         self.remove_spoofable(fields, context.trusted, &context.route.forward.pass);
         if !context.route.keep_credential {
-            self.remove_credential(fields);
+            self.remove_credential(fields, &context.route.secret_from);
         }
         let mut values = ValueBuffer::new(ADDED_BYTES);
         match context.admission {
@@ -139,15 +142,45 @@ impl HeaderPolicy {
         });
     }
 
-    fn remove_credential(&self, fields: &mut impl EditFields) {
-        for name in &self.secret_headers {
-            // `Authorization` with another scheme never was our credential; it is for the backend.
-            let foreign = *name == AUTHORIZATION
-                && fields.values(name).all(|value| bearer(value.trim_ascii()).is_none());
-            if !foreign {
-                fields.remove(name);
+    /// Removes the secret from `places`, those of the route. A copy of it in another header that usually carries one is
+    /// removed as well.
+    fn remove_credential(&self, fields: &mut impl EditFields, places: &[SecretPlace]) {
+        for other in self.secret_places.iter().filter(|other| !places.contains(other)) {
+            let secrets = places.iter().flat_map(|place| secrets_in(fields, place));
+            let secrets: Vec<_> = secrets.filter(|secret| !secret.is_empty()).collect();
+            if secrets_in(fields, other).any(|secret| secrets.contains(&secret)) {
+                drop(secrets);
+                fields.remove(other.header());
             }
         }
+        for place in places {
+            remove_secret(fields, place);
+        }
+    }
+}
+
+fn secrets_in<'f>(
+    fields: &'f impl EditFields,
+    place: &'f SecretPlace,
+) -> impl Iterator<Item = Cow<'f, [u8]>> {
+    fields.values(place.header()).filter_map(|value| place.secret_in(value.trim_ascii()))
+}
+
+/// Removes what `place` carries.
+fn remove_secret(fields: &mut impl EditFields, place: &SecretPlace) {
+    // A value without a secret never was our credential, such as `Authorization` with another scheme; it is for the
+    // backend.
+    if secrets_in(fields, place).next().is_none() {
+        return;
+    }
+    let name = place.header();
+    let SecretPlace::Subprotocol { prefix } = place else { return fields.remove(name) };
+    let entries = fields.values(name).flat_map(|value| value.split(|byte| *byte == b','));
+    let others = entries.map(<[u8]>::trim_ascii).filter(|entry| !entry.starts_with(prefix.as_bytes()));
+    let others = HeaderValue::from_bytes(&others.collect::<Vec<_>>().join(&b", "[..]));
+    fields.remove(name);
+    if let Some(others) = others.ok().filter(|others| !others.is_empty()) {
+        fields.append(name.clone(), others);
     }
 }
 
@@ -361,12 +394,37 @@ mod tests {
 
     #[test]
     fn the_credential_goes_and_foreign_authorization_stays() {
+        let usual = [AUTHORIZATION, HeaderName::from_static("x-api-key")].map(SecretPlace::Header);
         let mut header = request(&[("authorization", "Bearer x"), ("x-api-key", "x")]);
-        policy().remove_credential(&mut header);
+        policy().remove_credential(&mut header, &usual);
         assert!(header.is_empty());
         let mut header = request(&[("authorization", "Basic x"), ("x-api-key", "x")]);
-        policy().remove_credential(&mut header);
+        policy().remove_credential(&mut header, &usual);
         assert_eq!(header.len(), 1);
+    }
+
+    #[test]
+    fn where_a_route_reads_the_secret_elsewhere_other_headers_are_for_the_backend() {
+        let subprotocol = [SecretPlace::Subprotocol { prefix: "key.".into() }];
+        let removed = |rows: &[(&str, &'static str)], places: &[SecretPlace]| {
+            let mut header = request(rows);
+            policy().remove_credential(&mut header, places);
+            header
+        };
+        let of_backend = [("authorization", "Bearer x"), ("x-api-key", "y")];
+        let offered = ("sec-websocket-protocol", "chat, key.s, v2");
+        let left = removed(&[of_backend[0], of_backend[1], offered], &subprotocol);
+        assert_eq!(left, request(&[of_backend[0], of_backend[1], ("sec-websocket-protocol", "chat, v2")]));
+        let copied = ("x-api-key", "s");
+        assert_eq!(
+            removed(&[of_backend[0], copied, ("sec-websocket-protocol", "key.s")], &subprotocol),
+            request(&of_backend[..1]),
+            "a copy of the secret is not forwarded"
+        );
+        let user = [SecretPlace::BasicUser];
+        assert_eq!(removed(&of_backend, &user), request(&of_backend));
+        // "s:" in Base64.
+        assert_eq!(removed(&[("authorization", "Basic czo="), copied], &user), request(&[]));
     }
 
     #[test]

@@ -12,6 +12,7 @@ fn route(name: &str, path: &str, methods: &[Method]) -> Route {
         methods: methods.into(),
         upstream: 0,
         scopes: Scopes::of(["app"], check_required).expect("scopes"),
+        secret_from: Box::default(),
         resource: ResourceFrom::Nowhere,
         end_user: EndUserFrom::Nowhere,
         keep_credential: false,
