@@ -27,7 +27,7 @@ run: tools
 
 # The second line checks the admin API against its OpenAPI document. The third fails when a request costs more instructions than the baseline.
 test: tools test-tools
-	$(CARGO) test --locked
+	$(CARGO) test --locked --no-fail-fast
 	@$(MAKE) --no-print-directory openapi ARGS="--max-examples 20 --generation-deterministic"
 	$(CARGO) bench --locked --bench cost -- check
 
