@@ -17,10 +17,11 @@
 //! enduser → { store, policy, model }                     config → { store, policy, model }
 //! counter → { policy, model }                            store → { policy, model }
 //! telemetry → { policy, model }                          acme → { policy, model }
-//! envelope → { policy, model }                           policy → model → clock
+//! envelope → { policy, model }                           http_client → model
+//! policy → model → clock
 //! ```
 //!
-//! Every module may use `clock`, `durable`, `metrics`, `envelope` and `fileio`.
+//! Every module may use `clock`, `durable`, `metrics`, `envelope`, `http_client` and `fileio`.
 //!
 //! # Invariants
 //!
@@ -47,6 +48,7 @@ pub mod enduser;
 pub mod envelope;
 pub mod fileio;
 pub mod gate;
+pub mod http_client;
 pub mod keyring;
 pub mod metrics;
 pub mod model;

@@ -85,6 +85,10 @@ metrics! {
     admin_connections: IntGauge = "keygate_admin_connections";
     /// Connections to the admin listener that Keygate closed, by reason.
     admin_connections_closed: IntCounterVec = "keygate_admin_connections_closed_total", labels &["reason"];
+    /// Reads of the key set for admin tokens by its URL, by result: read or failed.
+    admin_jwks_reads: IntCounterVec = "keygate_admin_jwks_reads_total", labels &["result"];
+    /// Calls to the identity service about admin tokens, by what it said: valid, refused, or failed if there was no usable answer.
+    admin_introspections: IntCounterVec = "keygate_admin_introspections_total", labels &["result"];
     /// Approximate bytes of bodies in memory that clients or backends have not read yet.
     bytes_in_flight: IntGauge = "keygate_bytes_in_flight";
     /// Attempts to reach a backend that failed.

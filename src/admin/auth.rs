@@ -15,6 +15,7 @@ use crate::policy::text::plain_value::without_bom;
 use arc_swap::ArcSwap;
 use ring::hmac;
 use serde_json::{Map, Value, json};
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -53,6 +54,8 @@ pub enum AuthKeys {
     Hs256(Zeroizing<Vec<u8>>),
     /// The text of a JWKS file (RFC 7517).
     Jwks(String),
+    /// A JWKS that has not been read yet: no token is valid.
+    Unread,
 }
 
 /// The names of the claims that identify a caller.
@@ -123,6 +126,28 @@ struct VerificationKeys {
     named: Vec<NamedKey>,
     /// None: tokens are minted elsewhere.
     minting: Option<hmac::Key>,
+}
+
+/// What a valid token, or the identity service, says about a caller.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Claimed {
+    /// The subject.
+    pub(super) subject: String,
+    /// The role.
+    pub(super) role: Option<Role>,
+    /// The workspace.
+    pub(super) workspace: Option<WorkspaceId>,
+}
+
+/// Why a token is not valid by the keys in force.
+#[derive(Debug)]
+pub(super) enum NotVerified {
+    /// It names a key that is not in force, or none where there are several.
+    UnknownKey,
+    /// It is no token of the accepted algorithms, or its signature is not by the key.
+    Foreign,
+    /// It is signed by a key in force, and refused.
+    Refused(AdminError),
 }
 
 /// The caller identified by a valid token.
@@ -224,43 +249,52 @@ impl Auth {
         Ok(jwt::sign(key, &claims))
     }
 
-    /// The holder of `token` at the instant `now`.
-    pub(super) fn identify(&self, token: &str, now: Timestamp) -> Result<Identity, AdminError> {
+    /// What `token` says at the instant `now`, if it is valid.
+    pub(super) fn verify(&self, token: &str, now: Timestamp) -> Result<Claimed, NotVerified> {
+        let claims = self.signed_claims(token)?;
+        if !self.is_ours(&claims) || !claims.contains_key("exp") {
+            return Err(NotVerified::Refused(AdminError::of(Fault::TokenInvalid)));
+        }
+        self.check_times(&claims, now).map_err(NotVerified::Refused)?;
+        self.claimed(&claims, &self.claims).map_err(NotVerified::Refused)
+    }
+
+    /// Checks `exp` and `nbf`, if they are there.
+    pub(super) fn check_times(&self, claims: &Map<String, Value>, now: Timestamp) -> Result<(), AdminError> {
         let invalid = || AdminError::of(Fault::TokenInvalid);
-        let claims = self.verified(token).map_err(|bad| match bad {
-            BadToken::Invalid => invalid(),
-            BadToken::Twice(field) => {
-                let message = "is there twice".to_owned();
-                AdminError::listing(Fault::TokenInvalid, vec![FieldError { field, message }])
-            }
-        })?;
-        if !self.is_ours(&claims) {
+        let instant = |name: &str| match claims.get(name) {
+            None => Ok(None),
+            Some(value) => seconds(value).map(Some).ok_or_else(invalid),
+        };
+        let (until, from, now) = (instant("exp")?, instant("nbf")?, now.as_secs());
+        if from.is_some_and(|from| from > now.saturating_add(self.leeway_secs)) {
             return Err(invalid());
         }
-        let now_secs = now.as_secs();
-        let until = seconds(claims.get("exp")).ok_or_else(invalid)?;
-        if let Some(value) = claims.get("nbf") {
-            let from = seconds(Some(value)).ok_or_else(invalid)?;
-            if from > now_secs.saturating_add(self.leeway_secs) {
-                return Err(invalid());
-            }
-        }
-        if until.saturating_add(self.leeway_secs) <= now_secs {
+        if until.is_some_and(|until| until.saturating_add(self.leeway_secs) <= now) {
             return Err(AdminError::of(Fault::TokenExpired));
         }
-        self.identity(&claims)
+        Ok(())
     }
 
     /// The claims of a token with a valid signature.
-    fn verified(&self, token: &str) -> Result<Map<String, Value>, BadToken> {
+    fn signed_claims(&self, token: &str) -> Result<Map<String, Value>, NotVerified> {
         if token.len() > TOKEN_MAX {
-            return Err(BadToken::Invalid);
+            return Err(NotVerified::Refused(AdminError::of(Fault::TokenInvalid)));
         }
-        let token = Token::read(token)?;
-        let algorithm = token.algorithm.ok_or(BadToken::Invalid)?;
+        let not_verified = |bad| match bad {
+            BadToken::Invalid => NotVerified::Foreign,
+            BadToken::Twice(field) => {
+                let message = "is there twice".to_owned();
+                let errors = vec![FieldError { field, message }];
+                NotVerified::Refused(AdminError::listing(Fault::TokenInvalid, errors))
+            }
+        };
+        let token = Token::read(token).map_err(not_verified)?;
+        let algorithm = token.algorithm.filter(|a| self.algorithms.contains(a));
+        let algorithm = algorithm.ok_or(NotVerified::Foreign)?;
         let keys = self.keys.load();
-        let key = keys.key_for(token.kid.as_deref(), algorithm).ok_or(BadToken::Invalid)?;
-        token.claims(key)
+        let key = keys.key_for(token.kid.as_deref(), algorithm).ok_or(NotVerified::UnknownKey)?;
+        token.claims(key).map_err(not_verified)
     }
 
     fn is_ours(&self, claims: &Map<String, Value>) -> bool {
@@ -269,35 +303,49 @@ impl Auth {
             Some(Value::Array(many)) => many.iter().any(|one| text(Some(one)) == Some(wanted)),
             one => text(one) == Some(wanted),
         });
-        let require = self.require.iter().all(|(name, wanted)| match claim(claims, name) {
-            Some(Value::String(value)) => value == wanted,
-            Some(Value::Bool(value)) => wanted.parse() == Ok(*value),
-            Some(Value::Number(value)) => value.to_string().as_str() == wanted.as_str(),
-            _ => false,
-        });
-        issuer && audience && require
+        issuer && audience && has_all(claims, &self.require)
     }
 
-    fn identity(&self, claims: &Map<String, Value>) -> Result<Identity, AdminError> {
+    /// Whom `claims` identify, in the claims called `names`.
+    pub(super) fn claimed(
+        &self,
+        claims: &Map<String, Value>,
+        names: &AuthClaims,
+    ) -> Result<Claimed, AdminError> {
         let invalid = || AdminError::of(Fault::TokenInvalid);
-        let subject = text(claim(claims, &self.claims.subject)).ok_or_else(invalid)?;
+        let subject = claim(claims, &names.subject).and_then(id_text).ok_or_else(invalid)?;
         let length = subject.chars().count();
         if length == 0 || length > SUBJECT_MAX || subject.chars().any(char::is_control) {
             return Err(invalid());
         }
-        let workspace = match claim(claims, &self.claims.workspace) {
+        let workspace = match claim(claims, &names.workspace) {
             None | Some(Value::Null) => None,
-            Some(value) => Some(value.as_str().and_then(|id| id.parse().ok()).ok_or_else(invalid)?),
+            Some(value) => Some(id_text(value).and_then(|id| id.parse().ok()).ok_or_else(invalid)?),
         };
+        let role = self.role_of(claim(claims, &names.role));
+        Ok(Claimed { subject: subject.into_owned(), role, workspace })
+    }
+
+    /// Whether the workspace of that caller must be asked from the identity service, if there is one.
+    pub(super) fn lacks_workspace(&self, claimed: &Claimed) -> bool {
+        let is_platform = claimed.role.or(self.default_role) == Some(Role::Platform);
+        claimed.workspace.is_none() && !is_platform && !self.may_name_workspace(&claimed.subject)
+    }
+
+    /// The caller of whom that is claimed.
+    pub(super) fn identity(&self, claimed: Claimed) -> Result<Identity, AdminError> {
+        let Claimed { subject, role, workspace } = claimed;
         // The token is valid, but an unknown role allows nothing.
-        let role = self.role_of(claim(claims, &self.claims.role)).or(self.default_role);
-        let role = role.ok_or_else(|| AdminError::of(Fault::Forbidden))?;
-        let is_listed = |listed: &String| listed == "*" || listed == subject;
-        let names_workspace = workspace.is_none() && self.workspace_header_subjects.iter().any(is_listed);
+        let role = role.or(self.default_role).ok_or_else(|| AdminError::of(Fault::Forbidden))?;
+        let names_workspace = workspace.is_none() && self.may_name_workspace(&subject);
         if workspace.is_none() && role != Role::Platform && !names_workspace {
-            return Err(invalid());
+            return Err(AdminError::of(Fault::TokenInvalid));
         }
-        Ok(Identity { subject: subject.to_owned(), role, workspace, names_workspace })
+        Ok(Identity { subject, role, workspace, names_workspace })
+    }
+
+    fn may_name_workspace(&self, subject: &str) -> bool {
+        self.workspace_header_subjects.iter().any(|listed| listed == "*" || listed == subject)
     }
 
     /// The highest role in the value of a claim: a text, or a list of texts.
@@ -325,6 +373,30 @@ fn claim<'c>(claims: &'c Map<String, Value>, name: &str) -> Option<&'c Value> {
     claim(claims.get(first)?.as_object()?, rest)
 }
 
+/// Whether all of these claims have, or list, these values.
+pub(super) fn has_all(claims: &Map<String, Value>, required: &[(String, String)]) -> bool {
+    let is = |value: &Value, wanted: &str| match value {
+        Value::String(value) => value == wanted,
+        Value::Bool(value) => wanted.parse() == Ok(*value),
+        Value::Number(value) => value.to_string() == wanted,
+        _ => false,
+    };
+    required.iter().all(|(name, wanted)| match claim(claims, name) {
+        Some(Value::Array(many)) => many.iter().any(|one| is(one, wanted)),
+        Some(one) => is(one, wanted),
+        None => false,
+    })
+}
+
+/// An id, which may be a whole number.
+fn id_text(value: &Value) -> Option<Cow<'_, str>> {
+    match value {
+        Value::String(text) => Some(text.into()),
+        Value::Number(number) if !number.is_f64() => Some(number.to_string().into()),
+        _ => None,
+    }
+}
+
 fn text(value: Option<&Value>) -> Option<&str> {
     value?.as_str()
 }
@@ -336,6 +408,7 @@ impl VerificationKeys {
         let (named, minting) = match keys {
             AuthKeys::Hs256(secret) => shared_key(&secret, algorithms)?,
             AuthKeys::Jwks(text) => (public_keys(&text, algorithms)?, None),
+            AuthKeys::Unread => (Vec::new(), None),
         };
         Ok(Self { named, minting })
     }
@@ -369,6 +442,7 @@ impl fmt::Debug for AuthKeys {
         f.write_str(match self {
             Self::Hs256(_) => "Hs256(…)",
             Self::Jwks(_) => "Jwks(…)",
+            Self::Unread => "Unread",
         })
     }
 }
@@ -428,7 +502,7 @@ fn public_keys(text: &str, algorithms: &[Algorithm]) -> Result<Vec<NamedKey>, Ba
 
 /// A `NumericDate` (RFC 7519, 2) in whole seconds.
 #[expect(clippy::cast_possible_truncation, reason = "floats saturate, and far futures need no precision")]
-fn seconds(value: Option<&Value>) -> Option<i64> {
-    let number = value?.as_number()?;
+pub(super) fn seconds(value: &Value) -> Option<i64> {
+    let number = value.as_number()?;
     number.as_i64().or_else(|| number.as_f64().filter(|f| f.is_finite()).map(|f| f.floor() as i64))
 }

@@ -69,7 +69,7 @@ impl FromRequestParts<AdminState> for PlatformAdmin {
     type Rejection = AdminError;
 
     async fn from_request_parts(parts: &mut Parts, admin: &AdminState) -> Result<Self, AdminError> {
-        let identity = identify(parts, admin, Role::Platform)?;
+        let identity = identify(parts, admin, Role::Platform).await?;
         Ok(Self { actor: actor(&identity, parts) })
     }
 }
@@ -78,7 +78,7 @@ impl FromRequestParts<AdminState> for Auditor {
     type Rejection = AdminError;
 
     async fn from_request_parts(parts: &mut Parts, admin: &AdminState) -> Result<Self, AdminError> {
-        let identity = identify(parts, admin, Role::Admin)?;
+        let identity = identify(parts, admin, Role::Admin).await?;
         if identity.role == Role::Platform && !parts.headers.contains_key(WORKSPACE) {
             return Ok(Self { workspace: None });
         }
@@ -91,7 +91,7 @@ impl FromRequestParts<AdminState> for WorkspaceVisitor {
     type Rejection = AdminError;
 
     async fn from_request_parts(parts: &mut Parts, admin: &AdminState) -> Result<Self, AdminError> {
-        let identity = identify(parts, admin, Role::Viewer)?;
+        let identity = identify(parts, admin, Role::Viewer).await?;
         if identity.role == Role::Platform {
             return Ok(Self::Everywhere);
         }
@@ -102,7 +102,7 @@ impl FromRequestParts<AdminState> for WorkspaceVisitor {
 
 /// A caller with at least the role `least`, and the workspace of the call.
 async fn confined(parts: &Parts, admin: &Admin, least: Role) -> Result<(Actor, WorkspaceId), AdminError> {
-    let identity = identify(parts, admin, least)?;
+    let identity = identify(parts, admin, least).await?;
     settled(&identity, parts, admin).await
 }
 
@@ -121,9 +121,9 @@ async fn settled(
 }
 
 /// The caller, if they have at least the role `least`.
-fn identify(parts: &Parts, admin: &Admin, least: Role) -> Result<Identity, AdminError> {
+async fn identify(parts: &Parts, admin: &Admin, least: Role) -> Result<Identity, AdminError> {
     let token = bearer(&parts.headers)?;
-    let identity = admin.deps.auth.identify(token, admin.now())?;
+    let identity = admin.identify(token).await?;
     if identity.role < least {
         let data = serde_json::json!({"role": identity.role.as_str(), "needed": least.as_str()});
         return Err(AdminError::of(Fault::Forbidden).with_data(data));

@@ -1,7 +1,9 @@
 //! Dependencies of the admin API, and the two waits that every call shares.
 
-use super::auth::Auth;
+use super::auth::{Auth, Identity, NotVerified};
 use super::error::AdminError;
+use super::introspection::Introspection;
+use super::jwks::RemoteJwks;
 use crate::clock::{Clock, Timestamp};
 use crate::keyring::Keyring;
 use crate::metrics::Metrics;
@@ -38,6 +40,10 @@ pub struct AdminDeps {
     pub clock: Arc<dyn Clock>,
     /// The verifier of admin tokens.
     pub auth: Arc<Auth>,
+    /// Its keys, if they are read from a URL.
+    pub jwks: Option<Arc<RemoteJwks>>,
+    /// The identity service that is asked about tokens; none: only the keys decide.
+    pub introspection: Option<Arc<Introspection>>,
     /// The metrics.
     pub metrics: Arc<Metrics>,
     /// Whether this node is ready.
@@ -171,6 +177,33 @@ impl Admin {
         let written = self.ask(missing, call).await?;
         self.reach(written.version).await;
         Ok(written)
+    }
+
+    /// Who holds `token`. A token that no key in force has signed, and the workspace that a signed one lacks, are asked from
+    /// the identity service, if there is one.
+    pub(super) async fn identify(&self, token: &str) -> Result<Identity, AdminError> {
+        let AdminDeps { auth, jwks, introspection, .. } = &self.deps;
+        let verified = match jwks {
+            Some(jwks) => jwks.verify(token, self.now()).await,
+            None => auth.verify(token, self.now()),
+        };
+        let claimed = match (verified, introspection) {
+            (Ok(mut claimed), Some(service)) if auth.lacks_workspace(&claimed) => {
+                let asked = service.caller(token).await?;
+                claimed.workspace = asked.workspace;
+                claimed.role = claimed.role.or(asked.role);
+                claimed
+            }
+            (Ok(claimed), _) => claimed,
+            (Err(NotVerified::Refused(error)), _) => return Err(error),
+            (Err(NotVerified::UnknownKey | NotVerified::Foreign), Some(service)) => {
+                service.caller(token).await?
+            }
+            (Err(NotVerified::UnknownKey | NotVerified::Foreign), None) => {
+                return Err(AdminError::of(Fault::TokenInvalid));
+            }
+        };
+        auth.identity(claimed)
     }
 
     /// The caller's own workspace: created if it is new and that is allowed, otherwise refused.

@@ -39,7 +39,7 @@ pub fn auth(config: &Config, inline: Option<&str>, clock: &Arc<dyn Clock>) -> Re
         })
     };
     match &jwt.keys {
-        JwtKeys::JwksFile(_) if inline.is_some() => Err(StartError::TwoSigningKeys),
+        JwtKeys::JwksFile(_) | JwtKeys::JwksUrl(_) if inline.is_some() => Err(StartError::TwoSigningKeys),
         JwtKeys::SharedSecretFile(_) if let Some(secret) = inline => {
             let secret = Zeroizing::new(secret.as_bytes().to_vec());
             build(AuthKeys::Hs256(secret)).map_err(StartError::SigningSecret)
@@ -49,6 +49,7 @@ pub fn auth(config: &Config, inline: Option<&str>, clock: &Arc<dyn Clock>) -> Re
                 fileio::read_text(path).map_err(|error| FileError::Io { path: path.clone(), error })?;
             Ok(build(AuthKeys::Jwks(text))?)
         }
+        JwtKeys::JwksUrl(_) => Ok(build(AuthKeys::Unread)?),
         JwtKeys::SharedSecretFile(path) => {
             let secret = signing_secret(path)?;
             let auth = build(AuthKeys::Hs256(secret.value))?;

@@ -1,6 +1,7 @@
 //! Builds the parts from the config: each function builds one, or runs one for the life of the gateway.
 
 use super::deleted_keys::SpendingOfDeletedKeys;
+use super::identity::IdentityProvider;
 use super::watched::WatchedFiles;
 use super::{ADMIN_PATIENCE, CoreServices, Reloader, STORE_PATIENCE, StartError, series, usage};
 use crate::admin::{
@@ -283,7 +284,7 @@ pub(super) fn admin_server(
     keyring: &Arc<Keyring>,
     (state, accepting): (watch::Receiver<ServerState>, Arc<AtomicBool>),
     (reload, files): (Arc<Reloader>, &WatchedFiles),
-    journal: Arc<Journal>,
+    (journal, identity): (Arc<Journal>, IdentityProvider),
 ) -> Result<AdminServer, StartError> {
     let metrics_token = match &config.admin.metrics_token_file {
         None => None,
@@ -316,6 +317,8 @@ pub(super) fn admin_server(
         secret_prefix: config.secrets.prefix.as_str().into(),
         clock: Arc::clone(&core.clock),
         auth: Arc::clone(&core.auth),
+        jwks: identity.jwks,
+        introspection: identity.introspection,
         metrics: Arc::clone(&core.metrics),
         readiness: Arc::new(readiness),
         reload,

@@ -11,6 +11,7 @@ mod counters;
 mod deleted_keys;
 mod files;
 mod gauges;
+mod identity;
 mod late;
 mod live_nodes;
 mod proxy_server;
@@ -115,7 +116,9 @@ pub enum StartError {
     #[error("KEYGATE_ADMIN_JWT_HS256_SECRET: {0}")]
     SigningSecret(admin::BadAuth),
     /// A secret in the environment and public keys exclude each other.
-    #[error("KEYGATE_ADMIN_JWT_HS256_SECRET and admin.jwt.jwks_file are mutually exclusive; set only one")]
+    #[error(
+        "KEYGATE_ADMIN_JWT_HS256_SECRET excludes admin.jwt.jwks_file and admin.jwt.jwks_url; set only one"
+    )]
     TwoSigningKeys,
     /// TLS to clients cannot be set up.
     #[error("proxy: {0}")]
@@ -126,6 +129,9 @@ pub enum StartError {
     /// The export of traces cannot be set up.
     #[error("telemetry.{0}")]
     Telemetry(String),
+    /// The identity provider cannot be asked.
+    #[error("{0}")]
+    Identity(String),
     /// Routes are invalid.
     #[error("{}", .0.iter().map(|b| format!("routes[{}].{}: {}", b.index, b.field, b.message)).collect::<Vec<_>>().join("\n"))]
     Routes(Vec<BadRoute>),
@@ -229,6 +235,7 @@ pub struct InlineSecrets<'e> {
 pub fn check_files(config: &Config, inline: InlineSecrets<'_>) -> Result<(), StartError> {
     upstreams::settings(config).map_err(StartError::Upstreams)?;
     telemetry::collector(config, inline)?;
+    identity::check(config)?;
     Ok(())
 }
 
@@ -303,8 +310,9 @@ pub fn start(
     let (listener, admin_address) = listen_admin(config, &upgrade_state, &admin_runtime, &admin_at)?;
     let accepting = Arc::new(AtomicBool::new(true));
     let state = (state, Arc::clone(&accepting));
-    let server =
-        components::admin_server(config, &core, &keyring, state, (Arc::clone(&reloader), &files), journal)?;
+    let identity = identity::start(config, &core, &files, io.handle())?;
+    let reloading = (Arc::clone(&reloader), &*files);
+    let server = components::admin_server(config, &core, &keyring, state, reloading, (journal, identity))?;
     upgrade_state.listener_fds.close_unused();
     let leaving = steps.wait(take_over(around.predecessor, &core, &counters))?;
     // No step from here on can fail.

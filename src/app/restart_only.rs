@@ -3,17 +3,18 @@
 //! Each section is destructured, so that a new key does not compile before it is handled here.
 
 use crate::config::{
-    AcmeConfig, AdminConfig, Config, CountersConfig, EndUsersConfig, JwtConfig, KeyringConfig, LogConfig,
-    NodeConfig, ProxyConfig, SecretsConfig, StoreConfig, TelemetryConfig, UsageConfig,
+    AcmeConfig, AdminConfig, Config, CountersConfig, EndUsersConfig, IntrospectionConfig, JwtConfig,
+    KeyringConfig, LogConfig, NodeConfig, ProxyConfig, SecretsConfig, StoreConfig, TelemetryConfig,
+    UsageConfig,
 };
 
 /// A message for each changed key that needs a restart.
 pub(super) fn changed(old: &Config, new: &Config) -> Vec<String> {
     let mut all = Vec::new();
     macro_rules! sections {
-        ($($path:literal $of:expr, $kind:ident: $($field:ident $(= $key:literal)?)* $(; $inner:ident)?;;)*) => {$(
+        ($($path:literal $of:expr, $kind:ident: $($field:ident $(= $key:literal)?)* $(; $($inner:ident)+)?;;)*) => {$(
             let of: fn(&Config) -> &$kind = $of;
-            let $kind { $($field: _,)* $($inner: _,)? } = of(old);
+            let $kind { $($field: _,)* $($($inner: _,)+)? } = of(old);
             $(
                 let key = [$($key,)? stringify!($field)][0];
                 if of(old).$field != of(new).$field {
@@ -32,10 +33,12 @@ pub(super) fn changed(old: &Config, new: &Config) -> Vec<String> {
             trust_request_id rate_limit_headers drain_delay drain_idle drain_timeout upgrade_timeout;;
         "admin" |c| &c.admin, AdminConfig:
             listen threads max_body_bytes max_connections max_connections_per_address create_workspaces default_plan base_path error_text
-            cors_origins cors_credentials metrics_token_file; jwt;;
+            cors_origins cors_credentials metrics_token_file; jwt introspection;;
         "admin.jwt" |c| &c.admin.jwt, JwtConfig:
-            keys = "hs256_secret_file or jwks_file" algorithms issuer audience require roles default_role
+            keys = "hs256_secret_file or jwks_file or jwks_url" jwks_ca_file jwks_refresh jwks_retry jwks_max_stale algorithms issuer audience require roles default_role
             workspace_header_subjects leeway claims;;
+        "admin.introspection" |c| &c.admin.introspection, IntrospectionConfig:
+            url ca_file client_id client_secret_file require cache cache_entries timeout max_concurrent claims;;
         "acme" |c| &c.acme, AcmeConfig: domains directory ca_file contact agree_to_terms folder;;
         "secrets" |c| &c.secrets, SecretsConfig: prefix pepper_file;;
         "store" |c| &c.store, StoreConfig:
@@ -80,8 +83,10 @@ mod tests {
     use crate::config::{KnownKey, known_keys};
 
     /// Keys that others depend on.
-    const BASES: [&str; 6] = [
+    const BASES: [&str; 8] = [
         "[telemetry]\nendpoint = \"https://h:1\"\n",
+        "[admin.jwt]\njwks_url = \"https://h/jwks\"\nalgorithms = [\"EdDSA\"]\n",
+        "[admin.introspection]\nurl = \"https://h/i\"\nclient_id = \"i\"\nclient_secret_file = \"s\"\n",
         "[admin.jwt]\njwks_file = \"j\"\nalgorithms = [\"EdDSA\"]\n",
         "[proxy]\ncertificates = [\"c\"]\nclient_ca_file = \"ca\"\ntrusted_proxies = [\"10.0.0.0/8\"]\n[plans.default]\n[plans.b]\n",
         "[proxy]\nlisten_tls = [\"127.0.0.1:1\"]\ncertificates = [\"c\"]\n[acme]\nagree_to_terms = true\n",
@@ -116,7 +121,7 @@ mod tests {
         "redis://x",
     ];
     /// Keys that need other values than those.
-    const MORE: [(&str, &str); 12] = [
+    const MORE: [(&str, &str); 15] = [
         ("acme.directory", "https://h/directory"),
         ("acme.contact", "a@b"),
         ("proxy.rate_limit_headers", "ratelimit"),
@@ -127,6 +132,9 @@ mod tests {
         ("admin.error_text", "message"),
         ("admin.cors_origins", "https://h"),
         ("admin.jwt.require", "a=b"),
+        ("admin.jwt.jwks_url", "https://h/other"),
+        ("admin.introspection.url", "http://localhost/i"),
+        ("admin.introspection.require", "a=b"),
         ("admin.jwt.roles", "a=admin"),
         ("admin.jwt.default_role", "viewer"),
     ];

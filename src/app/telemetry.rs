@@ -57,18 +57,8 @@ pub(super) fn collector(config: &Config, inline: InlineSecrets<'_>) -> Result<Op
         crate::fileio::read(path)
             .map_err(|error| wrong("ca_file", &format_args!("{} cannot be read: {error}", path.display())))
     });
-    let port = if endpoint.tls { 443 } else { 80 };
-    let shown = endpoint.server.to_string();
-    let authority = match shown.strip_suffix(&format!(":{port}")) {
-        Some(host) if endpoint.server.port == port => host.to_owned(),
-        _ => shown,
-    };
     Ok(Some(Collector {
-        host: endpoint.server.host.clone(),
-        port: endpoint.server.port,
-        authority,
-        path: endpoint.path.clone(),
-        tls: endpoint.tls,
+        url: endpoint.clone(),
         ca: ca.transpose()?,
         headers,
         timeout: config.telemetry.timeout,

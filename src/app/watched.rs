@@ -4,7 +4,7 @@
 //! for blocking work.
 
 use super::{InlineSecrets, read_secret_value};
-use crate::admin::{Auth, AuthKeys, MetricsToken};
+use crate::admin::{Auth, AuthKeys, ClientCredentials, MetricsToken};
 use crate::config::{Config, CountersLocation, JwtKeys, StoreLocation};
 use crate::counter::Counters;
 use crate::fileio;
@@ -56,7 +56,7 @@ impl WatchedFiles {
                 let key = "admin.jwt.hs256_secret_file";
                 files.add_changing(key, text, move |text| put(text).map_err(|error| error.to_string()));
             }
-            JwtKeys::SharedSecretFile(_) => {}
+            JwtKeys::SharedSecretFile(_) | JwtKeys::JwksUrl(_) => {}
         }
         if let CountersLocation::Redis(url) = &config.counters.location {
             let (url, config, counters) = (url.clone(), config.counters.clone(), Arc::clone(counters));
@@ -67,6 +67,16 @@ impl WatchedFiles {
             });
         }
         files
+    }
+
+    /// The secret of the identity service's client in the file at `path`.
+    pub(super) fn add_client_secret(&self, path: &Path, credentials: &Arc<ClientCredentials>) {
+        let (path, credentials) = (path.to_owned(), Arc::clone(credentials));
+        let text = move || read_secret_value(&path).map_err(|error| error.to_string());
+        self.add_changing("admin.introspection.client_secret_file", text, move |text| {
+            credentials.replace(text);
+            Ok(())
+        });
     }
 
     /// The token for `/metrics` in the file at `path`.
@@ -134,6 +144,8 @@ impl StartFile {
             named.push(("telemetry.headers_file", config.telemetry.headers_file.as_deref()));
         }
         named.push(("telemetry.ca_file", config.telemetry.ca_file.as_deref()));
+        named.push(("admin.jwt.jwks_ca_file", config.admin.jwt.jwks_ca_file.as_deref()));
+        named.push(("admin.introspection.ca_file", config.admin.introspection.ca_file.as_deref()));
         if let StoreLocation::Postgres(url) = &config.store.location {
             named.push(("store.url", url.root_certificate.as_deref()));
         }

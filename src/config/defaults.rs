@@ -1,6 +1,7 @@
 //! Default values. `conf/keygate.toml` documents the same values and is tested against these.
 
 use super::acme::AcmeConfig;
+use super::introspection::IntrospectionConfig;
 use super::telemetry::TelemetryConfig;
 use super::types::{
     AdminConfig, ClaimNames, ClientCertificates, Config, CountersConfig, CountersLocation, EndUsersConfig,
@@ -120,6 +121,7 @@ impl Default for AdminConfig {
             cors_credentials: false,
             metrics_token_file: None,
             jwt: JwtConfig::default(),
+            introspection: IntrospectionConfig::default(),
         }
     }
 }
@@ -128,6 +130,10 @@ impl Default for JwtConfig {
     fn default() -> Self {
         Self {
             keys: JwtKeys::SharedSecretFile("data/admin.jwt.secret".into()),
+            jwks_ca_file: None,
+            jwks_refresh: Duration::from_mins(10),
+            jwks_retry: Duration::from_secs(10),
+            jwks_max_stale: Duration::from_hours(24),
             algorithms: vec![JwtAlgorithm::Hs256],
             issuer: Some("keygate".into()),
             audience: Some("keygate-admin".into()),

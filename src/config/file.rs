@@ -5,12 +5,13 @@
 
 use super::acme::acme;
 use super::forward::{ForwardFile, forward};
+use super::introspection::introspection;
 use super::rule::{ByteSize, Flag, Integer, OrEmpty, ParsedText, Text, Word, quote};
 use super::section::Section;
 use super::telemetry::telemetry;
 use super::texts::{
-    Counted, CountersUrl, FILE, HEADER, LISTEN, METHOD, NAME, NETWORK, ROUTE_PATH, SECRET_PREFIX, StoreUrl,
-    header, is_name,
+    Counted, CountersUrl, FILE, HEADER, IDENTITY_URL, LISTEN, METHOD, NAME, NETWORK, ROUTE_PATH,
+    SECRET_PREFIX, StoreUrl, header, is_name,
 };
 use super::types::{
     AdminConfig, ClaimNames, Config, CountersConfig, EncodedSlash, EndUsersConfig, JwtAlgorithm, JwtConfig,
@@ -23,6 +24,7 @@ use crate::model::key::{
     CEILING_MAX, CEILINGS_MAX, Ceiling, DELETED_KEYS_DAYS_MAX, RATE_MAX, RETENTION_DAYS_MAX,
 };
 use crate::model::scope::{SCOPES_MAX, check_required};
+use crate::model::server::HttpUrl;
 use crate::policy::http::cors::OriginRule;
 use crate::policy::http::head::TARGET_MAX;
 use crate::policy::keys::credential::SecretPlace;
@@ -50,10 +52,11 @@ pub(super) struct ConfigFile {
     pub(super) routes: Vec<Option<RouteFile>>,
 }
 
-/// The two possible sources of token keys.
+/// The possible sources of token keys.
 pub(super) struct JwtKeyFiles {
     pub(super) hs256_secret: Option<PathBuf>,
     pub(super) jwks: Option<PathBuf>,
+    pub(super) jwks_url: Option<HttpUrl>,
 }
 
 /// A parsed plan.
@@ -196,6 +199,7 @@ fn proxy(s: &mut Section<'_, '_>) -> ProxyConfig {
 fn admin(s: &mut Section<'_, '_>) -> (AdminConfig, JwtKeyFiles) {
     let d = AdminConfig::default();
     let (jwt, jwt_keys) = s.table("jwt", jwt);
+    let introspection = s.table("introspection", introspection);
     let admin = AdminConfig {
         listen: s.value("listen", &LISTEN, d.listen),
         threads: s.value("threads", &THREADS, d.threads),
@@ -214,22 +218,28 @@ fn admin(s: &mut Section<'_, '_>) -> (AdminConfig, JwtKeyFiles) {
         cors_credentials: s.value("cors_credentials", &Flag, d.cors_credentials),
         metrics_token_file: s.value("metrics_token_file", &OrEmpty(FILE), d.metrics_token_file),
         jwt,
+        introspection,
     };
     (admin, jwt_keys)
 }
 
 fn jwt(s: &mut Section<'_, '_>) -> (JwtConfig, JwtKeyFiles) {
     let d = JwtConfig::default();
-    let (hs256, jwks) = match &d.keys {
-        JwtKeys::SharedSecretFile(path) => (Some(path.clone()), None),
-        JwtKeys::JwksFile(path) => (None, Some(path.clone())),
+    let hs256 = match &d.keys {
+        JwtKeys::SharedSecretFile(path) => Some(path.clone()),
+        JwtKeys::JwksFile(_) | JwtKeys::JwksUrl(_) => None,
     };
     let keys = JwtKeyFiles {
         hs256_secret: s.value("hs256_secret_file", &OrEmpty(FILE), hs256),
-        jwks: s.value("jwks_file", &OrEmpty(FILE), jwks),
+        jwks: s.value("jwks_file", &OrEmpty(FILE), None),
+        jwks_url: s.value("jwks_url", &OrEmpty(IDENTITY_URL), None),
     };
     let jwt = JwtConfig {
         keys: d.keys,
+        jwks_ca_file: s.value("jwks_ca_file", &OrEmpty(FILE), d.jwks_ca_file),
+        jwks_refresh: s.value("jwks_refresh", &span_ms(1_000, 86_400_000), d.jwks_refresh),
+        jwks_retry: s.value("jwks_retry", &span_ms(100, 3_600_000), d.jwks_retry),
+        jwks_max_stale: s.value("jwks_max_stale", &span_ms(1_000, 30 * 86_400_000), d.jwks_max_stale),
         algorithms: s.list("algorithms", &Word::new(), 1..=JwtAlgorithm::ALL.len(), d.algorithms),
         issuer: s.value("issuer", &OrEmpty(NAMED_BY_OTHERS), d.issuer),
         audience: s.value("audience", &OrEmpty(NAMED_BY_OTHERS), d.audience),
@@ -248,7 +258,7 @@ fn jwt(s: &mut Section<'_, '_>) -> (JwtConfig, JwtKeyFiles) {
     (jwt, keys)
 }
 
-fn claims(s: &mut Section<'_, '_>) -> ClaimNames {
+pub(super) fn claims(s: &mut Section<'_, '_>) -> ClaimNames {
     let d = ClaimNames::default();
     ClaimNames {
         subject: s.value("subject", &NAMED_BY_OTHERS, d.subject),
@@ -422,7 +432,7 @@ fn route(s: &mut Section<'_, '_>) -> RouteFile {
 const THREADS: Integer<usize> = Integer { min: 0, max: 1_024 };
 
 /// Free text that the issuer of tokens chooses.
-const NAMED_BY_OTHERS: Text = Text { min: 1, max: 255 };
+pub(super) const NAMED_BY_OTHERS: Text = Text { min: 1, max: 255 };
 
 const BASE_PATH: ParsedText<String> = ParsedText {
     must: "empty, or segments of A-Z a-z 0-9 . _ - with a / before each, such as \"/api\"",
@@ -441,7 +451,7 @@ const ADMIN_ORIGIN: ParsedText<String> = ParsedText {
     show: quote,
 };
 
-const CLAIM_VALUE: ParsedText<(String, String)> =
+pub(super) const CLAIM_VALUE: ParsedText<(String, String)> =
     ParsedText { must: "\"CLAIM=VALUE\", such as \"type=access\"", read: pair, show: show_pair };
 
 const ROLE_OF: ParsedText<(String, String)> = ParsedText {

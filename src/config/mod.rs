@@ -11,6 +11,7 @@ mod did_you_mean;
 mod error;
 mod file;
 mod forward;
+mod introspection;
 mod raw_value;
 mod reader;
 mod redis_url;
@@ -24,7 +25,8 @@ mod validate;
 
 pub use acme::AcmeConfig;
 pub use error::{ConfigError, Mistake};
-pub use telemetry::{CollectorUrl, TelemetryConfig};
+pub use introspection::IntrospectionConfig;
+pub use telemetry::TelemetryConfig;
 pub use types::*;
 pub use upstream::{
     ClientCertificate, HealthCheck, HealthConfig, RetryConfig, ServerConfig, TlsConfig, UpstreamConfig,

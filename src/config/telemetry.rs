@@ -5,10 +5,9 @@
 use super::reader::ConfigReader;
 use super::rule::{Flag, Integer, OrEmpty, ParsedText, Text, quote};
 use super::section::Section;
-use super::texts::{FILE, server};
+use super::texts::{FILE, http_url};
 use super::upstream::span_ms;
-use crate::model::server::ServerAddr;
-use std::fmt;
+use crate::model::server::HttpUrl;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -19,7 +18,7 @@ const TRACES: &str = "/v1/traces";
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TelemetryConfig {
     /// The URL of the collector; none: no export.
-    pub endpoint: Option<CollectorUrl>,
+    pub endpoint: Option<HttpUrl>,
     /// A file with header fields to send, one per line.
     pub headers_file: Option<PathBuf>,
     /// CA of the collector; none: the system's roots.
@@ -40,17 +39,6 @@ pub struct TelemetryConfig {
     pub batch_delay: Duration,
     /// Longest time for an export.
     pub timeout: Duration,
-}
-
-/// The URL of a collector for OTLP.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CollectorUrl {
-    /// Whether TLS is used.
-    pub tls: bool,
-    /// Its address.
-    pub server: ServerAddr,
-    /// The path that traces are posted to.
-    pub path: String,
 }
 
 impl Default for TelemetryConfig {
@@ -116,7 +104,7 @@ pub(super) fn check(config: &TelemetryConfig, reading: &mut ConfigReader<'_>) {
     }
 }
 
-const COLLECTOR: ParsedText<CollectorUrl> = ParsedText {
+const COLLECTOR: ParsedText<HttpUrl> = ParsedText {
     must: r#"the URL of a collector, such as "http://127.0.0.1:4318" or "https://otlp.example.org/v1/traces", without a user, a query or a fragment"#,
     read: collector,
     show: quote,
@@ -133,27 +121,10 @@ const ATTRIBUTE: ParsedText<(String, String)> = ParsedText {
     show: |(name, value)| quote(&format_args!("{name}={value}")),
 };
 
-fn collector(text: &str) -> Option<CollectorUrl> {
-    let (scheme, rest) = text.split_once("://")?;
-    let (tls, port) = match scheme {
-        "http" => (false, 80),
-        "https" => (true, 443),
-        _ => return None,
-    };
-    let (place, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-    let has_port = if place.starts_with('[') { place.contains("]:") } else { place.contains(':') };
-    let server = if has_port { server(place)? } else { server(&format!("{place}:{port}"))? };
-    let fits = path.bytes().all(|b| b.is_ascii_graphic() && b != b'?' && b != b'#') && path.len() <= 1024;
-    let path = if matches!(path, "" | "/") { TRACES } else { path };
-    fits.then(|| CollectorUrl { tls, server, path: path.to_owned() })
-}
-
-// === impl CollectorUrl ===
-
-impl fmt::Display for CollectorUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "http{}://{}{}", if self.tls { "s" } else { "" }, self.server, self.path)
-    }
+fn collector(text: &str) -> Option<HttpUrl> {
+    let url = http_url(text).filter(|url| !url.target.contains('?'))?;
+    let target = if matches!(&*url.target, "" | "/") { TRACES.to_owned() } else { url.target };
+    Some(HttpUrl { target, ..url })
 }
 
 #[cfg(test)]

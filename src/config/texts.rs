@@ -7,7 +7,7 @@ use super::redis_url;
 use super::rule::{ParsedText, ValueRule, Word, quote, refusal};
 use super::types::{CountersLocation, StoreLocation};
 use crate::model::key::Count;
-use crate::model::server::ServerAddr;
+use crate::model::server::{HttpUrl, ServerAddr};
 use crate::store::postgres::BadPostgresUrl;
 use http::{HeaderName, Method};
 use ipnet::IpNet;
@@ -89,6 +89,13 @@ pub(super) const ROUTE_PATH: ParsedText<String> = ParsedText {
     show: quote,
 };
 
+/// The URL of an identity service.
+pub(super) const IDENTITY_URL: ParsedText<HttpUrl> = ParsedText {
+    must: r#"an https URL without a user or a fragment, such as "https://id.example/jwks"; http only to localhost, 127.0.0.1 or [::1]"#,
+    read: private_url,
+    show: quote,
+};
+
 // === what the texts look like ===
 
 /// Whether `text` is allowed by [`NAME`].
@@ -132,6 +139,31 @@ pub(super) fn server(text: &str) -> Option<ServerAddr> {
         return Some(ServerAddr { host: address.to_string(), port });
     }
     is_host_name(host).then(|| ServerAddr { host: host.to_owned(), port })
+}
+
+/// An http or https URL without a user or a fragment. Its target is empty where the URL has no path.
+pub(super) fn http_url(text: &str) -> Option<HttpUrl> {
+    let (scheme, rest) = text.split_once("://")?;
+    let (tls, port) = match scheme {
+        "http" => (false, 80),
+        "https" => (true, 443),
+        _ => return None,
+    };
+    let (place, target) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let has_port = if place.starts_with('[') { place.contains("]:") } else { place.contains(':') };
+    let server = if has_port { server(place)? } else { server(&format!("{place}:{port}"))? };
+    let fits = target.bytes().all(|b| b.is_ascii_graphic() && b != b'#') && target.len() <= 1024;
+    fits.then(|| HttpUrl { tls, server, target: target.to_owned() })
+}
+
+/// The URL of an identity service: nobody on the way can read or replace what it answers.
+fn private_url(text: &str) -> Option<HttpUrl> {
+    let url = http_url(text)?;
+    let is_here = |host: &str| {
+        host.eq_ignore_ascii_case("localhost") || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
+    };
+    let target = if url.target.is_empty() { "/".to_owned() } else { url.target };
+    (url.tls || is_here(&url.server.host)).then_some(HttpUrl { target, ..url })
 }
 
 /// Whether `text` is a host name (RFC 1123; `_` is allowed, as resolvers and Compose do) or an IPv4 address.

@@ -3,6 +3,7 @@
 //! Must not know: files, variables, or how a value is written. `None` means "switched off", never "not set".
 
 use super::acme::AcmeConfig;
+use super::introspection::IntrospectionConfig;
 use super::telemetry::TelemetryConfig;
 use super::upstream::UpstreamConfig;
 use crate::model::fault::ErrorText;
@@ -10,7 +11,7 @@ use crate::model::id::PlanId;
 use crate::model::key::{Plan, words};
 use crate::model::outage::{OnFailure, WhenFull, WhenStoreUnavailable};
 use crate::model::scope::Scopes;
-use crate::model::server::{RedisKind, ServerAddr};
+use crate::model::server::{HttpUrl, RedisKind, ServerAddr};
 use crate::policy::http::cors::Cors;
 use crate::policy::keys::credential::SecretPlace;
 use crate::policy::routing::forward::ForwardRules;
@@ -163,6 +164,8 @@ pub struct AdminConfig {
     pub metrics_token_file: Option<PathBuf>,
     /// How admin tokens are checked.
     pub jwt: JwtConfig,
+    /// The identity service that is asked about them.
+    pub introspection: IntrospectionConfig,
 }
 
 /// `[admin.jwt]`
@@ -170,6 +173,14 @@ pub struct AdminConfig {
 pub struct JwtConfig {
     /// The keys of tokens.
     pub keys: JwtKeys,
+    /// CA of the JWKS URL; none: the system's roots.
+    pub jwks_ca_file: Option<PathBuf>,
+    /// How often the JWKS URL is read.
+    pub jwks_refresh: Duration,
+    /// The shortest time between two reads of the JWKS URL.
+    pub jwks_retry: Duration,
+    /// How old its keys may be.
+    pub jwks_max_stale: Duration,
     /// The accepted algorithms, all matching [`JwtConfig::keys`]. Never empty.
     pub algorithms: Vec<JwtAlgorithm>,
     /// The required `iss`; none: not checked.
@@ -197,6 +208,8 @@ pub enum JwtKeys {
     SharedSecretFile(PathBuf),
     /// A file with a JWKS of public keys.
     JwksFile(PathBuf),
+    /// The URL of a JWKS of public keys.
+    JwksUrl(HttpUrl),
 }
 
 /// `[admin.jwt.claims]`: three different names.

@@ -6,6 +6,7 @@
 use super::acme::{self, AcmeConfig};
 use super::file::{ConfigFile, EndUserChoice, JwtKeyFiles, PlanFile, RouteFile};
 use super::forward::checked_cors;
+use super::introspection;
 use super::reader::{ConfigReader, quoted};
 use super::telemetry;
 use super::texts::is_name;
@@ -35,6 +36,7 @@ pub(super) fn validate(file: ConfigFile, host_name: &str, reading: &mut ConfigRe
     listeners_differ(&config.proxy, &config.admin, reading);
     headers_differ(&config.proxy, reading);
     config.admin.jwt = jwt(config.admin.jwt, file.jwt_keys, reading);
+    introspection::check(&config.admin.introspection, reading);
     listeners_go_together(&config.proxy, &config.acme, reading);
     acme::check(&config.acme, &config.proxy, reading);
     pepper_is_not_the_token_secret(&config, reading);
@@ -109,45 +111,63 @@ fn not_a_secret_header(name: &HeaderName, path: &str, proxy: &ProxyConfig, readi
 fn jwt(read: JwtConfig, files: JwtKeyFiles, reading: &mut ConfigReader<'_>) -> JwtConfig {
     const SECRET: &str = "admin.jwt.hs256_secret_file";
     const JWKS: &str = "admin.jwt.jwks_file";
+    const JWKS_URL: &str = "admin.jwt.jwks_url";
     const ALGORITHMS: &str = "admin.jwt.algorithms";
-    claims_differ(&read.claims, reading);
+    claims_differ("admin.jwt.claims", &read.claims, reading);
+    let url_key = if files.jwks_url.is_some() { JWKS_URL } else { JWKS };
+    if files.jwks.is_some() && files.jwks_url.is_some() {
+        let message = format!("must be \"\" while {JWKS} is set; only one of them counts");
+        reading.complain_of_conflict(&[JWKS_URL, JWKS], message);
+    }
+    if read.jwks_ca_file.is_some() && !files.jwks_url.as_ref().is_some_and(|url| url.tls) {
+        let message = "needs an admin.jwt.jwks_url that begins with https";
+        reading.complain_of_conflict(&["admin.jwt.jwks_ca_file", JWKS_URL], message);
+    }
+    if read.jwks_max_stale < read.jwks_refresh {
+        let paths = ["admin.jwt.jwks_max_stale", "admin.jwt.jwks_refresh"];
+        reading.complain_of_conflict(&paths, "must not be shorter than admin.jwt.jwks_refresh");
+    }
+    let jwks = files.jwks_url.map(JwtKeys::JwksUrl).or(files.jwks.map(JwtKeys::JwksFile));
     // Naming a JWKS replaces the default secret; only a secret that was set explicitly conflicts with it.
-    let keys = match (files.jwks, files.hs256_secret) {
+    let keys = match (jwks, files.hs256_secret) {
         (Some(_), Some(_)) if reading.is_given(SECRET) => {
             let message = format!("must be \"\" while {SECRET} is set; only one of them counts");
-            reading.complain_of_conflict(&[JWKS, SECRET], message);
+            reading.complain_of_conflict(&[url_key, SECRET], message);
             return read;
         }
         (None, None) => {
-            reading.complain_of_conflict(&[SECRET, JWKS], format!("must be set, unless {JWKS} is"));
+            reading.complain_of_conflict(
+                &[SECRET, JWKS],
+                format!("must be set, unless {JWKS} or {JWKS_URL} is"),
+            );
             return read;
         }
-        (Some(jwks), _) => JwtKeys::JwksFile(jwks),
+        (Some(jwks), _) => jwks,
         (None, Some(secret)) => JwtKeys::SharedSecretFile(secret),
     };
     for (n, algorithm) in read.algorithms.iter().enumerate() {
         let is_shared = *algorithm == JwtAlgorithm::Hs256;
         let message = if read.algorithms[..n].contains(algorithm) {
             format!("{algorithm} is there twice")
-        } else if is_shared && matches!(keys, JwtKeys::JwksFile(_)) {
-            format!("{algorithm} does not go with {JWKS}; allowed: RS256, ES256, EdDSA")
+        } else if is_shared && !matches!(keys, JwtKeys::SharedSecretFile(_)) {
+            format!("{algorithm} does not go with {url_key}; allowed: RS256, ES256, EdDSA")
         } else if !is_shared && matches!(keys, JwtKeys::SharedSecretFile(_)) {
-            format!("{algorithm} needs {JWKS}; allowed: HS256")
+            format!("{algorithm} needs {JWKS} or {JWKS_URL}; allowed: HS256")
         } else {
             continue;
         };
-        reading.complain_of_conflict(&[&format!("{ALGORITHMS}[{n}]"), ALGORITHMS, SECRET, JWKS], message);
+        reading.complain_of_conflict(&[&format!("{ALGORITHMS}[{n}]"), ALGORITHMS, SECRET, url_key], message);
     }
     JwtConfig { keys, ..read }
 }
 
-fn claims_differ(claims: &ClaimNames, reading: &mut ConfigReader<'_>) {
-    let [subject, workspace, role] =
-        ["admin.jwt.claims.subject", "admin.jwt.claims.workspace", "admin.jwt.claims.role"];
+/// Checks the claim names in the table at `path`.
+pub(super) fn claims_differ(path: &str, claims: &ClaimNames, reading: &mut ConfigReader<'_>) {
+    let [subject, workspace, role] = ["subject", "workspace", "role"].map(|name| format!("{path}.{name}"));
     for (path, name, other, other_name) in [
-        (workspace, &claims.workspace, subject, &claims.subject),
-        (role, &claims.role, subject, &claims.subject),
-        (role, &claims.role, workspace, &claims.workspace),
+        (&workspace, &claims.workspace, &subject, &claims.subject),
+        (&role, &claims.role, &subject, &claims.subject),
+        (&role, &claims.role, &workspace, &claims.workspace),
     ] {
         if name == other_name {
             reading.complain_of_conflict(&[path, other], format!("must not be the same claim as {other}"));

@@ -12,6 +12,17 @@ pub struct ServerAddr {
     pub port: u16,
 }
 
+/// The URL of a service that Keygate calls. Displayed without anything secret: it has no user, and no password.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HttpUrl {
+    /// Whether TLS is used.
+    pub tls: bool,
+    /// Its address.
+    pub server: ServerAddr,
+    /// The path, with a query if there is one.
+    pub target: String,
+}
+
 /// The kind of Redis deployment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RedisKind {
@@ -44,5 +55,25 @@ impl fmt::Display for ServerAddr {
         } else {
             write!(f, "{}:{}", self.host, self.port)
         }
+    }
+}
+
+// === impl HttpUrl ===
+
+impl HttpUrl {
+    /// What `Host` contains: the port is left out if it is the scheme's.
+    pub fn authority(&self) -> String {
+        let shown = self.server.to_string();
+        let port = if self.tls { 443 } else { 80 };
+        match shown.strip_suffix(&format!(":{port}")) {
+            Some(host) if self.server.port == port => host.to_owned(),
+            _ => shown,
+        }
+    }
+}
+
+impl fmt::Display for HttpUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "http{}://{}{}", if self.tls { "s" } else { "" }, self.server, self.target)
     }
 }

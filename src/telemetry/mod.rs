@@ -20,6 +20,7 @@ pub use span::{Recording, SpanEnd, SpanRequest};
 
 use crate::clock::Clock;
 use crate::metrics::Metrics;
+use crate::model::server::HttpUrl;
 use client::OtlpClient;
 use http::HeaderMap;
 use prometheus::IntCounter;
@@ -49,16 +50,8 @@ pub struct TelemetryOptions {
 
 /// The address of a collector. Has no `Debug`, because its headers are secrets.
 pub struct Collector {
-    /// A name or an address.
-    pub host: String,
-    /// The port.
-    pub port: u16,
-    /// Both, as in `Host`.
-    pub authority: String,
-    /// The path for exports.
-    pub path: String,
-    /// Whether TLS is used.
-    pub tls: bool,
+    /// Where exports are posted to.
+    pub url: HttpUrl,
     /// CA certificates (PEM) to trust instead of the system's.
     pub ca: Option<Vec<u8>>,
     /// Header fields for each export.

@@ -228,16 +228,48 @@ const MISTAKES: &[(&str, &str)] = &[
         "2:27 usage.journal_max_bytes: must have room for 4 segments of 1048576 bytes (usage.journal_segment_bytes)",
     ),
     (
+        "[admin.jwt]\njwks_file = \"j\"\njwks_url = \"https://h/j\"\nalgorithms = [\"ES256\"]",
+        "3:12 admin.jwt.jwks_url: must be \"\" while admin.jwt.jwks_file is set; only one of them counts",
+    ),
+    (
+        "admin.jwt.jwks_url = \"http://id.example/jwks\"",
+        "1:22 admin.jwt.jwks_url: must be an https URL without a user or a fragment, such as \"https://id.example/jwks\"; http only to localhost, 127.0.0.1 or [::1], or \"\" for none",
+    ),
+    (
+        "[admin.jwt]\njwks_url = \"http://[::1]:1/j\"\nalgorithms = [\"ES256\"]\njwks_ca_file = \"ca\"",
+        "4:16 admin.jwt.jwks_ca_file: needs an admin.jwt.jwks_url that begins with https",
+    ),
+    (
+        "admin.jwt.jwks_max_stale = \"10s\"",
+        "1:28 admin.jwt.jwks_max_stale: must not be shorter than admin.jwt.jwks_refresh",
+    ),
+    (
+        "[admin.introspection]\nurl = \"https://h\"\nclient_id = \"c\"",
+        "3:13 admin.introspection.client_id: needs admin.introspection.client_secret_file",
+    ),
+    (
+        "[admin.introspection]\nurl = \"https://h\"\nclient_secret_file = \"c\"",
+        "3:22 admin.introspection.client_secret_file: needs admin.introspection.client_id",
+    ),
+    (
+        "[admin.introspection]\nurl = \"http://localhost\"\nca_file = \"c\"",
+        "3:11 admin.introspection.ca_file: needs an admin.introspection.url that begins with https",
+    ),
+    (
+        "admin.introspection.claims.role = \"sub\"",
+        "1:35 admin.introspection.claims.role: must not be the same claim as admin.introspection.claims.subject",
+    ),
+    (
         "[admin.jwt]\njwks_file = \"j\"\nhs256_secret_file = \"s\"",
         "2:13 admin.jwt.jwks_file: must be \"\" while admin.jwt.hs256_secret_file is set; only one of them counts",
     ),
     (
         "admin.jwt.hs256_secret_file = \"\"",
-        "1:31 admin.jwt.hs256_secret_file: must be set, unless admin.jwt.jwks_file is",
+        "1:31 admin.jwt.hs256_secret_file: must be set, unless admin.jwt.jwks_file or admin.jwt.jwks_url is",
     ),
     (
         "admin.jwt.algorithms = [\"EdDSA\"]",
-        "1:25 admin.jwt.algorithms[0]: EdDSA needs admin.jwt.jwks_file; allowed: HS256",
+        "1:25 admin.jwt.algorithms[0]: EdDSA needs admin.jwt.jwks_file or admin.jwt.jwks_url; allowed: HS256",
     ),
     (
         "admin.jwt.jwks_file = \"j\"\nadmin.jwt.algorithms = [\"ES256\", \"HS256\"]",

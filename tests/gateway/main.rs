@@ -19,6 +19,7 @@ mod end_users;
 mod files;
 mod from_memorybear;
 mod headers;
+mod identity;
 mod installation;
 mod late_start;
 mod lifecycle;

@@ -125,6 +125,8 @@ pub(super) async fn dependencies() -> (AdminDeps, Arc<SqliteStore>, Arc<ManualCl
         secret_prefix: "sk".into(),
         clock: Arc::clone(&clock) as Arc<dyn Clock>,
         auth: Arc::new(Auth::new(auth_config()).expect("a right configuration")),
+        jwks: None,
+        introspection: None,
         metrics: Arc::new(Metrics::new().expect("metrics of different names")),
         readiness: Arc::new(|| Readiness { ready: true, checks: Vec::new() }),
         reload: Arc::new(SameConfig),

@@ -1,6 +1,8 @@
 //! Which tokens are accepted, and the answers to the others.
 
 use super::*;
+use crate::admin::auth::{Identity, NotVerified};
+use crate::admin::error::AdminError;
 use crate::model::fault::Fault;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as B64;
@@ -108,8 +110,17 @@ fn asymmetric(keys: &[Value], algorithms: &[Algorithm]) -> Result<Auth, BadAuth>
     Auth::new(AuthConfig { keys: AuthKeys::Jwks(text), algorithms: algorithms.to_vec(), ..auth_config() })
 }
 
+/// The holder of a token, by the keys in force alone.
+fn identify(auth: &Auth, token: &str, now: Timestamp) -> Result<Identity, AdminError> {
+    let claimed = auth.verify(token, now).map_err(|not| match not {
+        NotVerified::Refused(error) => error,
+        NotVerified::UnknownKey | NotVerified::Foreign => AdminError::of(Fault::TokenInvalid),
+    })?;
+    auth.identity(claimed)
+}
+
 fn verdict(auth: &Auth, token: &str) -> Option<Fault> {
-    auth.identify(token, NOW).err().map(|e| e.fault())
+    identify(auth, token, NOW).err().map(|e| e.fault())
 }
 
 #[test]
@@ -150,7 +161,9 @@ fn shared_secret_decisions() {
         ("a long subject", hs256(json!({"sub": "x".repeat(256)})), bad),
         ("no workspace", hs256(json!({"workspace_id": null})), bad),
         ("a workspace that is no id", hs256(json!({"workspace_id": "a b"})), bad),
-        ("a workspace that is a number", hs256(json!({"workspace_id": 5})), bad),
+        ("a workspace that is a whole number", hs256(json!({"workspace_id": 5})), None),
+        ("a workspace that is another number", hs256(json!({"workspace_id": 5.5})), bad),
+        ("a workspace that is a list", hs256(json!({"workspace_id": ["ws-a"]})), bad),
         ("no role", hs256(json!({"role": null})), Some(Fault::Forbidden)),
         ("an unknown role", hs256(json!({"role": "root"})), Some(Fault::Forbidden)),
         ("another secret", signed(&with_kid("HS256", None), &claims(json!({})), &wrong_secret), bad),
@@ -340,10 +353,10 @@ fn a_minted_token_says_who_and_until_when() {
     let auth = Auth::new(auth_config()).expect("right");
     let ws = workspace("ws-a");
     let token = auth.mint("cli", Some(&ws), Role::Viewer, Duration::from_mins(1), NOW).expect("a token");
-    let who = auth.identify(&token, NOW).expect("valid");
+    let who = identify(&auth, &token, NOW).expect("valid");
     assert_eq!((who.subject.as_str(), who.role, who.workspace), ("cli", Role::Viewer, Some(ws)));
     let over = NOW.plus(Duration::from_secs(65));
-    assert_eq!(auth.identify(&token, over).err().map(|e| e.fault()), Some(Fault::TokenExpired));
+    assert_eq!(identify(&auth, &token, over).err().map(|e| e.fault()), Some(Fault::TokenExpired));
 }
 
 #[tokio::test]
@@ -352,7 +365,7 @@ async fn claims_can_go_by_other_names() {
         AuthClaims { subject: "uid".into(), workspace: "https://x/ws".into(), role: "kg_role".into() };
     let auth = Auth::new(AuthConfig { claims: names, ..auth_config() }).expect("right");
     let changes = json!({"sub": null, "role": null, "workspace_id": null, "uid": "u", "https://x/ws": "w", "kg_role": "viewer"});
-    let who = auth.identify(&hs256(changes), NOW).expect("valid");
+    let who = identify(&auth, &hs256(changes), NOW).expect("valid");
     assert_eq!((who.subject.as_str(), who.role, who.workspace), ("u", Role::Viewer, Some(workspace("w"))));
 }
 
