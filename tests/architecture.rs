@@ -51,7 +51,7 @@ const LAYERS: [(&str, &[&str]); 4] = [
             "tests",
         ],
     ),
-    ("policy", &["text", "http", "keys", "tls", "upstream", "routing"]),
+    ("policy", &["text", "http", "keys", "tls", "upstream", "meter", "routing"]),
     (
         "proxy",
         &[

@@ -4,11 +4,14 @@
 //! bytes. A test asserts more than the absence of a panic: accepted input must have the properties that the rest of the
 //! program relies on.
 
+use http::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
+use http::{Method, StatusCode};
 use keygate::model::fault::Lang;
 use keygate::policy::http::chunks::ChunkParser;
 use keygate::policy::http::head::{Framing, check, find_end, is_malformed_prefix};
 use keygate::policy::http::path::{canonical, check_query, decode_segment};
 use keygate::policy::keys::secret::{Peppers, SECRET_MAX, Secret, SecretShape, shape};
+use keygate::policy::meter::{Asked, Meter, MeterEnd, MeterRule, MeterSource, Metered, Missing};
 use std::ops::Range;
 
 const INPUTS: usize = 10_000;
@@ -94,6 +97,32 @@ fn no_chunked_body_panics() {
         assert_eq!((one_by_one, split), (passed, whole), "it matters not how they come");
     });
     assert!(accepted > INPUTS / 100, "only {accepted} were accepted");
+}
+
+#[test]
+fn no_metered_answer_panics() {
+    let json = r#"{"id":"a","choices":[{"message":{"content":"x\u00e9"}}],"usage":{"prompt_tokens":12,"cost":1.5e-3}}"#;
+    let events = format!("\u{feff}: c\r\nevent: a\r\ndata: {json}\r\n\r\ndata: [DONE]\n\n");
+    let valid =
+        [json, &events, "[{\"usageMetadata\":{\"promptTokenCount\":3,\"candidatesTokensDetails\":[{}]}}]"];
+    let mut read = 0;
+    each_damaged(&valid, |bytes| {
+        for kind in ["application/json", "text/event-stream", "application/vnd.amazon.eventstream", ""] {
+            let whole = metered(kind, [bytes].into_iter());
+            assert_eq!(metered(kind, bytes.chunks(1)), whole, "it matters not how they come");
+            read += usize::from(whole.reading.is_some() && whole.unreadable.is_none());
+        }
+    });
+    assert!(read > INPUTS / 100, "only {read} were read");
+}
+
+fn metered<'b>(kind: &'static str, pieces: impl Iterator<Item = &'b [u8]>) -> Metered {
+    let rule = MeterRule { source: MeterSource::Llm, missing: Missing::Estimate, max_bytes: 200 };
+    let fields = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(kind))]);
+    let asked = Asked { method: &Method::POST, request_id: "" };
+    let mut meter = Meter::new(&rule, &asked, StatusCode::OK, &fields);
+    pieces.for_each(|piece| meter.push(piece));
+    meter.finish(&MeterEnd { is_whole: true, asked_bytes: 4, model_requested: &"".into() })
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::io::{self, BufReader, Read};
 /// The supported codings, as `Accept-Encoding` lists them.
 pub const CODINGS: &str = "gzip, deflate, zstd";
 /// The largest window of a `zstd` body, as a power of two: 8 MiB, which RFC 9659 requires every decoder to support.
-const WINDOW_LOG_MAX: u32 = 23;
+pub const WINDOW_LOG_MAX: u32 = 23;
 
 /// The coding of a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,7 +83,7 @@ impl Coding {
 }
 
 /// Whether a body begins as zlib's format does (RFC 1950, 2.2).
-fn is_zlib(body: &[u8]) -> bool {
+pub fn is_zlib(body: &[u8]) -> bool {
     matches!(body, [first, second, ..] if first & 0x0f == 8 && (u16::from(*first) << 8 | u16::from(*second)) % 31 == 0)
 }
 

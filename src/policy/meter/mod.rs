@@ -1,0 +1,333 @@
+//! The meter: finds out from the answer of a backend what a request used.
+//!
+//! Must not know: the proxy, stores, what a token costs. It is shown a copy of the answer and changes nothing.
+//!
+//! *Invariant:* whatever arrives, memory is bounded: a place in a document of at most [`json::DEPTH_MAX`] levels, a capture of at
+//! most [`json::CAPTURE_MAX`] bytes, and the window of a compression.
+//!
+//! *Invariant:* the result does not depend on how the answer is cut into pieces, unless its compression is damaged.
+
+mod body;
+mod decode;
+mod events;
+mod frames;
+mod json;
+mod number;
+mod usage;
+
+pub use number::JsonPointer;
+
+use crate::model::key::words;
+use crate::model::tokens::{MeterReading, ReadingSource, TokenCounts};
+use crate::policy::http::field_lines::EditFields;
+use body::{Body, BodyState, Framing, UsageSink as _};
+use decode::BodyDecoder;
+use http::header::{CONTENT_TYPE, HeaderName};
+use http::{Method, StatusCode};
+use number::NumberAt;
+use std::sync::Arc;
+use usage::{Found, LlmUsage};
+
+/// Where backends say which request this was.
+static ID_HEADERS: [HeaderName; 4] = [
+    HeaderName::from_static("x-request-id"),
+    HeaderName::from_static("request-id"),
+    HeaderName::from_static("apim-request-id"),
+    HeaderName::from_static("x-amzn-requestid"),
+];
+/// The longest id that is kept.
+const ID_MAX: usize = 256;
+/// Bytes of text that are about one token.
+const BYTES_PER_TOKEN: u64 = 4;
+
+/// How the answers of a route are metered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MeterRule {
+    /// Where an answer says what it used.
+    pub source: MeterSource,
+    /// What counts when the answer of a language model does not say it.
+    pub missing: Missing,
+    /// How many decoded bytes of an answer are looked at.
+    pub max_bytes: u64,
+}
+
+/// Where an answer says what it used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MeterSource {
+    /// Where language models say it.
+    Llm,
+    /// At this place of a JSON answer.
+    Json(JsonPointer),
+    /// In this header.
+    Header(HeaderName),
+}
+
+words!(
+    /// What counts when an answer does not say what it used.
+    Missing {
+        /// An estimate from the bytes of the request and of the answer.
+        Estimate = "estimate",
+        /// Nothing.
+        Zero = "zero",
+    }
+);
+
+words!(
+    /// Why an answer could not be metered.
+    Unreadable {
+        /// It is neither JSON nor an event stream.
+        ContentType = "content_type",
+        /// Its content coding is unknown, or it does not decode.
+        Coding = "coding",
+        /// It is larger than what is looked at.
+        TooLarge = "too_large",
+        /// It is not what its content type says.
+        Malformed = "malformed",
+        /// It ended early, or the client left.
+        Truncated = "truncated",
+        /// It broke off with an error.
+        Error = "error",
+        /// It reports a duration.
+        Unit = "unit",
+        /// It says nothing about its use.
+        NoUsage = "no_usage",
+        /// An event of it is damaged; the rest is read.
+        Event = "event",
+    }
+);
+
+/// What is known about the request.
+#[derive(Clone, Debug)]
+pub struct Asked<'r> {
+    /// The method.
+    pub method: &'r Method,
+    /// The id that Keygate gave it.
+    pub request_id: &'r str,
+}
+
+/// How an exchange ended.
+#[derive(Clone, Copy, Debug)]
+pub struct MeterEnd<'r> {
+    /// Whether the whole answer was shown to the meter.
+    pub is_whole: bool,
+    /// The size of the request's body.
+    pub asked_bytes: u64,
+    /// The model that the request named; empty if none.
+    pub model_requested: &'r Arc<str>,
+}
+
+/// What a meter found out.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Metered {
+    /// What was used. None if the answer is of a kind that uses nothing.
+    pub reading: Option<MeterReading>,
+    /// Why the answer does not say it.
+    pub unreadable: Option<Unreadable>,
+    /// Events that were damaged. They end nothing.
+    pub malformed_events: u64,
+}
+
+/// Meters one answer.
+pub struct Meter {
+    missing: Missing,
+    id: Option<Box<str>>,
+    decoder: BodyDecoder,
+    reader: Reader,
+    /// Why no more of the answer is looked at.
+    stopped: Option<Unreadable>,
+    /// Decoded bytes that may still be looked at.
+    left: u64,
+    /// Bytes of the answer, as they came.
+    bytes: u64,
+}
+
+enum Reader {
+    /// It uses nothing.
+    Unused,
+    /// Its header says so, or does not.
+    Header(Option<u64>),
+    /// Its type has no usage.
+    Opaque,
+    Llm(Box<Body<LlmUsage>>),
+    Number(Box<Body<NumberAt>>),
+}
+
+// === impl Meter ===
+
+impl Meter {
+    /// A meter for an answer with this status and these header fields.
+    pub fn new(rule: &MeterRule, asked: &Asked<'_>, status: StatusCode, fields: &impl EditFields) -> Self {
+        let id = ID_HEADERS
+            .iter()
+            .find_map(|name| fields.first(name).filter(|id| *id != asked.request_id.as_bytes()));
+        let id =
+            id.and_then(|id| std::str::from_utf8(id).ok()).filter(|id| id.len() <= ID_MAX).map(Into::into);
+        let mut meter = Self {
+            missing: rule.missing,
+            id,
+            decoder: BodyDecoder::identity(),
+            reader: Reader::Unused,
+            stopped: None,
+            left: rule.max_bytes,
+            bytes: 0,
+        };
+        if let MeterSource::Header(name) = &rule.source {
+            let value = fields.first(name).and_then(|value| std::str::from_utf8(value).ok());
+            let value = value.and_then(|text| json::whole(text.trim(), 0));
+            if status.is_success() || value.is_some() {
+                meter.reader = Reader::Header(value);
+            }
+            return meter;
+        }
+        // Errors use nothing; neither do requests that only ask for what is there: models, files, stored answers.
+        let is_read = matches!(*asked.method, Method::GET | Method::HEAD | Method::OPTIONS | Method::DELETE);
+        if !status.is_success() || rule.source == MeterSource::Llm && is_read {
+            return meter;
+        }
+        meter.reader = match (Framing::of(fields.first(&CONTENT_TYPE)), &rule.source) {
+            (None, _) => Reader::Opaque,
+            (Some(framing), MeterSource::Json(pointer)) => {
+                Reader::Number(Box::new(Body::new(framing, NumberAt::new(pointer.clone()))))
+            }
+            (Some(framing), _) => Reader::Llm(Box::new(Body::new(framing, LlmUsage::default()))),
+        };
+        match (&meter.reader, BodyDecoder::of(fields)) {
+            (Reader::Opaque, _) => meter.stopped = Some(Unreadable::ContentType),
+            (_, None) => meter.stopped = Some(Unreadable::Coding),
+            (_, Some(decoder)) => meter.decoder = decoder,
+        }
+        meter
+    }
+
+    /// Shows the next piece of the body.
+    pub fn push(&mut self, piece: &[u8]) {
+        self.bytes = self.bytes.saturating_add(piece.len() as u64);
+        if self.stopped.is_some() {
+            return;
+        }
+        let Self { decoder, reader, left, .. } = self;
+        let mut stopped = None;
+        let decoded = decoder.push(piece, |decoded| {
+            let size = decoded.len() as u64;
+            let looked_at =
+                &decoded[..usize::try_from(*left).map_or(decoded.len(), |left| left.min(decoded.len()))];
+            let goes_on = match reader {
+                Reader::Llm(body) => body.push(looked_at),
+                Reader::Number(body) => body.push(looked_at),
+                Reader::Unused | Reader::Header(_) | Reader::Opaque => true,
+            };
+            if !goes_on {
+                stopped = Some(Unreadable::Malformed);
+            } else if size > *left {
+                stopped = Some(Unreadable::TooLarge);
+            }
+            *left = left.saturating_sub(size);
+            stopped.is_none()
+        });
+        self.stopped = stopped.or_else(|| decoded.err().map(|_| Unreadable::Coding));
+    }
+
+    /// The answer has ended.
+    pub fn finish(mut self, end: &MeterEnd<'_>) -> Metered {
+        let state = match &mut self.reader {
+            Reader::Llm(body) => body.finish(),
+            Reader::Number(body) => body.finish(),
+            Reader::Unused | Reader::Header(_) | Reader::Opaque => BodyState::Whole,
+        };
+        let uses_nothing = end.is_whole && self.bytes == 0;
+        match &self.reader {
+            Reader::Unused => Metered::default(),
+            Reader::Header(value) => self.number(*value, Unreadable::NoUsage, end),
+            _ if uses_nothing => Metered::default(),
+            Reader::Opaque => self.estimated(TokenCounts::default(), 0, Unreadable::ContentType, end),
+            Reader::Number(body) => {
+                let why = self.why(state, body.sink().has_error(), end);
+                let metered = self.number(body.sink().value(), why, end);
+                Metered { malformed_events: body.malformed_events(), ..metered }
+            }
+            Reader::Llm(body) => {
+                let usage = body.sink();
+                let why = self.why(state, usage.has_error(), end);
+                let metered = match usage.found() {
+                    Found::Used(tokens) => self.found(tokens, ReadingSource::Reported, None, end),
+                    Found::Begun(tokens) => self.estimated(tokens, usage.output_bytes(), why, end),
+                    Found::Seconds => self.found(
+                        TokenCounts::default(),
+                        ReadingSource::Missing,
+                        Some(Unreadable::Unit),
+                        end,
+                    ),
+                    // An error instead of an answer.
+                    Found::Nothing if usage.has_error() && usage.output_bytes() == 0 => Metered::default(),
+                    Found::Nothing => self.estimated(TokenCounts::default(), usage.output_bytes(), why, end),
+                };
+                Metered { malformed_events: body.malformed_events(), ..metered }
+            }
+        }
+    }
+
+    /// Why an answer that ended so does not say what it used.
+    fn why(&self, state: BodyState, has_error: bool, end: &MeterEnd<'_>) -> Unreadable {
+        match (self.stopped, state) {
+            (Some(stopped), _) => stopped,
+            _ if !end.is_whole || !self.decoder.is_complete() => Unreadable::Truncated,
+            (None, BodyState::Short) => Unreadable::Truncated,
+            (None, BodyState::Malformed) => Unreadable::Malformed,
+            (None, BodyState::Whole) if has_error => Unreadable::Error,
+            (None, BodyState::Whole) => Unreadable::NoUsage,
+        }
+    }
+
+    /// What a meter of one number found. Nothing is known that an estimate could be made from.
+    fn number(&self, value: Option<u64>, why: Unreadable, end: &MeterEnd<'_>) -> Metered {
+        let tokens = TokenCounts { total: value.unwrap_or(0), ..TokenCounts::default() };
+        match value {
+            Some(_) => self.found(tokens, ReadingSource::Reported, None, end),
+            None => self.found(tokens, ReadingSource::Missing, Some(why), end),
+        }
+    }
+
+    /// An answer that does not say what it used, or only what it had used when it began.
+    fn estimated(&self, begun: TokenCounts, text_bytes: u64, why: Unreadable, end: &MeterEnd<'_>) -> Metered {
+        if self.missing == Missing::Zero {
+            return self.found(begun, ReadingSource::Missing, Some(why), end);
+        }
+        // Where nothing of the body was understood, all of it is taken for text.
+        let text_bytes = match why {
+            Unreadable::Coding | Unreadable::Malformed => text_bytes.max(self.bytes),
+            _ => text_bytes,
+        };
+        let input = if begun.input == 0 { tokens_of(end.asked_bytes) } else { begun.input };
+        let output = begun.output.max(tokens_of(text_bytes));
+        let tokens = TokenCounts { total: input.saturating_add(output), input, output, ..begun };
+        self.found(tokens, ReadingSource::Estimated, Some(why), end)
+    }
+
+    fn found(
+        &self,
+        tokens: TokenCounts,
+        source: ReadingSource,
+        unreadable: Option<Unreadable>,
+        end: &MeterEnd<'_>,
+    ) -> Metered {
+        let usage = match &self.reader {
+            Reader::Llm(body) => Some(body.sink()),
+            _ => None,
+        };
+        let id = self.id.as_deref().or_else(|| usage?.id()).unwrap_or_default();
+        let reading = MeterReading {
+            tokens,
+            model_requested: Arc::clone(end.model_requested),
+            model_served: usage.and_then(LlmUsage::model).unwrap_or_default().into(),
+            provider_request_id: id.into(),
+            cost_nano: usage.and_then(LlmUsage::cost_nano),
+            source,
+        };
+        Metered { reading: Some(reading), unreadable, malformed_events: 0 }
+    }
+}
+
+/// About how many tokens a text of this size is.
+const fn tokens_of(bytes: u64) -> u64 {
+    bytes.div_ceil(BYTES_PER_TOKEN)
+}
