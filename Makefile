@@ -25,10 +25,12 @@ run: tools
 	@$(CARGO) build --locked --release
 	@exec ./target/release/keygate demo
 
-# The second line checks the admin API against its OpenAPI document. The third fails when a request costs more instructions than the baseline.
+# The second line checks the admin API against its OpenAPI document, the third follows a page of the documentation. The last one fails when a
+# request costs more instructions than the baseline.
 test: tools test-tools
 	$(CARGO) test --locked --no-fail-fast
 	@$(MAKE) --no-print-directory openapi ARGS="--max-examples 20 --generation-deterministic"
+	@$(MAKE) --no-print-directory any-api
 	$(CARGO) bench --locked --bench cost -- check
 
 measure: tools test-tools
@@ -52,6 +54,13 @@ openapi:
 	@[ -x target/openapi/bin/python ] || python3 -m venv target/openapi
 	@target/openapi/bin/pip install --quiet --requirement tests/openapi/requirements.txt
 	target/openapi/bin/python tests/openapi/run.py "$(CURDIR)/target/debug/keygate" $(ARGS)
+
+# Follows docs/how-to/any-api.md with a real identity provider. Uses the binary that the tests have built.
+.PHONY: any-api
+any-api:
+	@[ -x target/any-api/bin/python ] || python3 -m venv target/any-api
+	@target/any-api/bin/pip install --quiet --requirement tests/any_api/requirements.txt
+	target/any-api/bin/python tests/any_api/run.py "$(CURDIR)/target/debug/keygate"
 
 # Keygate and the bare proxy are built with the same profile, as for production.
 bench: tools test-tools bench-tools
