@@ -5,7 +5,7 @@
 //!
 //! *Invariant:* nothing is charged before all checks have passed.
 //! *Invariant:* only this module makes a [`Permit`] or an [`Admission`]. Forwarding requires an `Admission`, or a
-//! [`Preflight`], which has no key.
+//! [`KeylessPermit`].
 
 mod rehash;
 
@@ -91,12 +91,22 @@ pub struct Admission {
     end_user: Option<EndUserId>,
 }
 
-/// Proof that a preflight may be forwarded: it only asks whether a page of another origin may use a route that leaves this
-/// decision to its backend. It has no key and is not charged.
+/// Proof that a request may be forwarded without a key, and without a charge: its route is public, or it is a preflight, which
+/// only asks whether a page of another origin may use a route that leaves this decision to its backend.
 #[derive(Debug)]
-pub struct Preflight {
+pub struct KeylessPermit {
     route: Arc<Route>,
     rewritten: Option<Box<str>>,
+    is_preflight: bool,
+}
+
+/// A request that passed steps 2 to 6.
+#[derive(Debug)]
+pub enum Authorized {
+    /// Its key may do this.
+    Key(Permit),
+    /// Its route needs no key.
+    Public(KeylessPermit),
 }
 
 /// A refusal, with what is known about the request.
@@ -116,7 +126,11 @@ pub struct Denied {
 
 impl Gate {
     /// Steps 2 to 6: route, secret, scope, resource, address. Uses memory only and charges nothing.
-    pub fn authorize(&self, routes: &RouteTable, request: &RequestView<'_>) -> Result<Permit, Box<Denied>> {
+    pub fn authorize(
+        &self,
+        routes: &RouteTable,
+        request: &RequestView<'_>,
+    ) -> Result<Authorized, Box<Denied>> {
         let matched = routes.find(request.method, request.path);
         // Two parsers may read an escaped slash differently. It is refused unless the route says that its backend reads it
         // as we do.
@@ -128,6 +142,9 @@ impl Gate {
             return Err(Denied::early(Denial::RouteNotFound, None));
         };
         let route = matched.route;
+        if route.public {
+            return Ok(Authorized::Public(KeylessPermit::of(&matched, false)));
+        }
         let presented = match self.authenticate(request, &route.secret_from) {
             Ok(presented) => presented,
             Err(denial) => return Err(Denied::early(denial, Some(route))),
@@ -135,7 +152,7 @@ impl Gate {
         match check(&presented.entry, &matched, request) {
             Ok(end_user) => {
                 let rewritten = route.forward.rewrite.as_ref().map(|r| r.path(&matched.params));
-                Ok(Permit { presented, route: Arc::clone(route), end_user, rewritten })
+                Ok(Authorized::Key(Permit { presented, route: Arc::clone(route), end_user, rewritten }))
             }
             Err(denial) => Err(Denied::of(denial, Some(Arc::clone(route)), presented.entry, None)),
         }
@@ -148,14 +165,13 @@ impl Gate {
         routes: &RouteTable,
         request: &RequestView<'_>,
         method: &http::Method,
-    ) -> Option<Preflight> {
+    ) -> Option<KeylessPermit> {
         let matched = routes.find(method, request.path).filter(|matched| matched.route.cors.is_none())?;
         let is_refused = request.encoded_slash && !matched.route.encoded_slash;
         if is_refused || presented(request.fields, &matched.route.secret_from) != Ok(None) {
             return None;
         }
-        let rewritten = matched.route.forward.rewrite.as_ref().map(|r| r.path(&matched.params));
-        Some(Preflight { route: Arc::clone(matched.route), rewritten })
+        Some(KeylessPermit::of(&matched, true))
     }
 
     /// Takes a place in flight for a request whose body must be read before it can be charged. If the key's limits are used
@@ -320,9 +336,45 @@ fn visible(value: &[u8]) -> Option<&str> {
     std::str::from_utf8(value).ok().filter(|_| is_plain)
 }
 
-// === impl Permit, Preflight, Admission, Denied ===
+// === impl Authorized, Permit, KeylessPermit, Admission, Denied ===
 
-impl Preflight {
+impl Authorized {
+    /// The route.
+    pub const fn route(&self) -> &Arc<Route> {
+        match self {
+            Self::Key(permit) => &permit.route,
+            Self::Public(permit) => &permit.route,
+        }
+    }
+
+    /// The path for the backend, if it differs from the client's. Can be taken once.
+    pub const fn take_rewritten(&mut self) -> Option<Box<str>> {
+        match self {
+            Self::Key(permit) => permit.rewritten.take(),
+            Self::Public(permit) => permit.rewritten.take(),
+        }
+    }
+
+    /// Turns it into a refusal that was decided outside the gate.
+    pub fn deny(self, denial: Denial) -> Box<Denied> {
+        match self {
+            Self::Key(permit) => permit.deny(denial),
+            Self::Public(permit) => Denied::early(denial, Some(&permit.route)),
+        }
+    }
+}
+
+impl KeylessPermit {
+    fn of(matched: &RouteMatch<'_, '_>, is_preflight: bool) -> Self {
+        let rewritten = matched.route.forward.rewrite.as_ref().map(|r| r.path(&matched.params));
+        Self { route: Arc::clone(matched.route), rewritten, is_preflight }
+    }
+
+    /// Whether it is a preflight.
+    pub const fn is_preflight(&self) -> bool {
+        self.is_preflight
+    }
+
     /// The route.
     pub fn route(&self) -> &Arc<Route> {
         &self.route
@@ -348,11 +400,6 @@ impl Permit {
     /// The route.
     pub fn route(&self) -> &Arc<Route> {
         &self.route
-    }
-
-    /// The path for the backend, if it differs from the client's. Can be taken once.
-    pub fn take_rewritten(&mut self) -> Option<Box<str>> {
-        self.rewritten.take()
     }
 
     /// Where the request names its end user.

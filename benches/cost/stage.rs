@@ -3,7 +3,7 @@
 use keygate::clock::{Clock, Now, SystemClock};
 use keygate::counter::{Charge, Charged, Counters};
 use keygate::enduser::{self, EndUserCache};
-use keygate::gate::{Admission, Gate, RequestView};
+use keygate::gate::{Admission, Authorized, Gate, RequestView};
 use keygate::keyring::{FeedFollower, FeedOptions, FoundKey, Keyring};
 use keygate::metrics::Metrics;
 use keygate::model::calendar::Calendar;
@@ -132,7 +132,9 @@ impl Stage {
             address: IpAddr::V4(Ipv4Addr::LOCALHOST),
             now: self.clock.now(),
         };
-        let permit = self.gate.authorize(&self.routes, &view).unwrap();
+        let Authorized::Key(permit) = self.gate.authorize(&self.routes, &view).unwrap() else {
+            unreachable!()
+        };
         let admitted = pin!(self.gate.admit(permit, None, view.now));
         match admitted.poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(admitted) => admitted.unwrap(),
@@ -201,6 +203,7 @@ fn route() -> Route {
         path: "/v1/app/{rest*}".into(),
         methods: Box::default(),
         upstream: 0,
+        public: false,
         scopes: Scopes::of(["app"], check_granted).unwrap(),
         secret_from: [http::header::AUTHORIZATION, http::HeaderName::from_static("x-api-key")]
             .map(SecretPlace::Header)

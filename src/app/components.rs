@@ -47,6 +47,7 @@ pub fn routes(config: &Config) -> Result<RouteTable, Vec<BadRoute>> {
         path: r.path.as_str().into(),
         methods: r.methods.clone().into(),
         upstream: r.upstream,
+        public: r.public,
         scopes: r.scopes.clone(),
         secret_from: r.secret_from.clone().into(),
         resource: r.resource.clone().unwrap_or(ResourceFrom::Nowhere),
@@ -187,6 +188,7 @@ pub(super) fn proxy(
     Proxy {
         invalid_keys: AddressLimiter::new(config.proxy.max_invalid_keys, "invalid API keys"),
         preflights: AddressLimiter::new(config.proxy.max_preflights, "preflight requests"),
+        public_requests: AddressLimiter::new(config.proxy.max_public_requests, "requests without a key"),
         access: AccessLog::new(config.log.access, config.log.access_sample),
         trusted: TrustedProxies::new(&config.proxy.trusted_proxies),
         gate: Arc::new(gate),

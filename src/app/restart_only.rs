@@ -26,7 +26,7 @@ pub(super) fn changed(old: &Config, new: &Config) -> Vec<String> {
     sections! {
         "proxy" |c| &c.proxy, ProxyConfig:
             listen listen_tls listen_h2c certificates client_ca_file client_certificates trusted_proxies
-            proxy_protocol max_http2_streams max_invalid_keys max_preflights revocation_check threads max_header_bytes
+            proxy_protocol max_http2_streams max_invalid_keys max_preflights max_public_requests revocation_check threads max_header_bytes
             max_header_fields max_uri_bytes max_body_bytes first_byte_timeout header_timeout idle_timeout
             body_timeout write_timeout min_body_rate max_connections max_connections_per_address
             max_requests_per_connection max_bytes_in_flight secret_headers end_user_header end_user_body_bytes

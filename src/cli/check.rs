@@ -15,7 +15,7 @@ pub(super) fn run(args: &CheckArgs, environment: Environment<'_>) -> Result<(), 
     crate::app::check_files(&config, inline_secrets(environment))
         .map_err(|bad| Failure::Usage(bad.to_string()))?;
     let closed: Vec<&str> =
-        config.routes.iter().filter(|r| r.resource.is_none()).map(|r| r.name.as_str()).collect();
+        config.routes.iter().filter(|r| r.resource.is_none() && !r.public).map(|r| r.name.as_str()).collect();
     if !closed.is_empty() {
         eprintln!(
             "warning: keys that are bound to a resource cannot use these routes, which name none: {}. Set resource to \

@@ -76,6 +76,7 @@ impl Default for ProxyConfig {
             max_http2_streams: 100,
             max_invalid_keys: 100,
             max_preflights: 100,
+            max_public_requests: 100,
             revocation_check: Duration::from_millis(500),
             threads: 0,
             max_header_bytes: 32 << 10,

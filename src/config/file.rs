@@ -77,6 +77,7 @@ pub(super) struct RouteFile {
     pub(super) path: Option<String>,
     pub(super) methods: Vec<Method>,
     pub(super) upstream: Option<String>,
+    pub(super) public: bool,
     pub(super) scopes: Vec<String>,
     pub(super) secret_from: Vec<SecretPlace>,
     pub(super) resource: Option<ResourceFrom>,
@@ -155,6 +156,11 @@ fn proxy(s: &mut Section<'_, '_>) -> ProxyConfig {
             d.max_invalid_keys,
         ),
         max_preflights: s.value("max_preflights", &Integer { min: 0, max: 1_000_000 }, d.max_preflights),
+        max_public_requests: s.value(
+            "max_public_requests",
+            &Integer { min: 0, max: 1_000_000 },
+            d.max_public_requests,
+        ),
         revocation_check: s.value("revocation_check", &span_ms(100, 3_600_000), d.revocation_check),
         threads: s.value("threads", &THREADS, d.threads),
         // Pingora itself fails at 1 MiB and at 256 fields, with an answer that is not ours.
@@ -416,6 +422,7 @@ fn route(s: &mut Section<'_, '_>) -> RouteFile {
         path: s.required("path", &ROUTE_PATH),
         methods: s.list("methods", &METHOD, 0..=32, Vec::new()),
         upstream: s.required("upstream", &NAME),
+        public: s.value("public", &Flag, false),
         scopes: s.list("scopes", &SCOPE, 0..=SCOPES_MAX, Vec::new()),
         secret_from: s.list("secret_from", &SECRET_PLACE, 0..=8, Vec::new()),
         resource: s.value("resource", &OrEmpty(RESOURCE), None),

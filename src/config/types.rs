@@ -83,6 +83,8 @@ pub struct ProxyConfig {
     pub max_invalid_keys: u32,
     /// Preflights to backends per second from one address; 0: no limit.
     pub max_preflights: u32,
+    /// Requests on public routes per second from one address; 0: no limit.
+    pub max_public_requests: u32,
     /// How often the keys of open requests are checked again.
     pub revocation_check: Duration,
     /// Worker threads; 0 means one per core.
@@ -393,6 +395,8 @@ pub struct RouteConfig {
     pub methods: Vec<Method>,
     /// The upstream, as an index into [`Config::upstreams`].
     pub upstream: usize,
+    /// Whether it needs no key.
+    pub public: bool,
     /// The scopes that a key must grant.
     pub scopes: Scopes,
     /// Where a request may present its secret, in order.

@@ -398,6 +398,9 @@ fn route(
     proxy: &ProxyConfig,
     reading: &mut ConfigReader<'_>,
 ) -> Option<RouteConfig> {
+    if file.public {
+        asks_for_no_key(n, reading);
+    }
     let secret_from = secret_places(n, file.secret_from, proxy, reading);
     if let Some(ResourceFrom::Header(name)) = &file.resource {
         not_where_the_secret_is(name, n, "resource", &secret_from, proxy, reading);
@@ -417,6 +420,7 @@ fn route(
         path,
         methods: file.methods,
         upstream: upstream?,
+        public: file.public,
         scopes: required_scopes(n, &file.scopes, reading)?,
         secret_from,
         resource: file.resource,
@@ -427,6 +431,19 @@ fn route(
         forward,
         cors,
     })
+}
+
+/// A public route must not set what only a key can fulfil: whoever wrote it relies on it.
+fn asks_for_no_key(n: usize, reading: &mut ConfigReader<'_>) {
+    for key in ["scopes", "resource", "end_user"] {
+        let path = format!("routes[{n}].{key}");
+        if reading.is_given(&path) {
+            reading.complain_of_conflict(
+                &[&path],
+                "must not be set on a route with public = true, which has no key",
+            );
+        }
+    }
 }
 
 /// The places of a route: its own, or the headers of `[proxy]`.

@@ -6,7 +6,7 @@ use crate::clock::Timestamp;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, LazyLock, OnceLock};
 use uuid::Uuid;
 
 macro_rules! uuid_id {
@@ -64,6 +64,11 @@ uuid_id!(
     AuditId
 );
 
+impl KeyId {
+    /// No key: what the record of a request on a public route has.
+    pub const NONE: Self = Self(Uuid::nil());
+}
+
 macro_rules! text_id {
     ($(#[$doc:meta])* $name:ident, $what:literal) => {
         $(#[$doc])*
@@ -109,6 +114,19 @@ text_id!(
     PlanId,
     "plan id"
 );
+
+impl WorkspaceId {
+    /// No workspace: what the record of a request without a key has. Its text is empty, so nothing parses as it.
+    pub fn none() -> &'static Self {
+        static NONE: LazyLock<WorkspaceId> = LazyLock::new(|| WorkspaceId("".into()));
+        &NONE
+    }
+
+    /// The workspace of a usage record: an id, or empty for none.
+    pub fn of_record(text: &str) -> Result<Self, BadTextId> {
+        if text.is_empty() { Ok(Self::none().clone()) } else { text.parse() }
+    }
+}
 
 /// A text that is not a valid id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -89,9 +89,9 @@ usage_record! {
         pub id: RequestId,
         /// The request id that the client and the logs have.
         pub request_id: Arc<str>,
-        /// The key that was presented.
+        /// The key that was presented; [`KeyId::NONE`] on a public route.
         pub api_key_id: KeyId,
-        /// The workspace of the key.
+        /// The workspace of the key; [`WorkspaceId::none`] without a key.
         pub workspace_id: WorkspaceId,
         /// When the request arrived.
         pub at: Timestamp,

@@ -5,7 +5,7 @@ use super::connection::{CloseReason, Connection};
 use super::snapshot::RoutingSnapshot;
 use super::upstream::attempts::UpstreamAttempts;
 use crate::clock::Now;
-use crate::gate::{Admission, Denied, Permit, Preflight};
+use crate::gate::{Admission, Denied, KeylessPermit, Permit};
 use crate::model::fault::{Fault, Lang};
 use crate::model::id::RequestId;
 use crate::policy::keys::denial::{BadRequest, Denial};
@@ -51,8 +51,8 @@ pub struct Ctx {
     pub begun: bool,
     /// Proof that the request may be forwarded.
     pub admission: Option<Admission>,
-    /// The same for a preflight that is forwarded to the backend.
-    pub preflight: Option<Preflight>,
+    /// The same for a request without a key.
+    pub keyless: Option<KeylessPermit>,
     /// Its usage record until it is complete.
     pub record: Option<PendingRecord>,
     /// A body that was read ahead to find the end user; it is sent from here.
@@ -103,7 +103,7 @@ impl Ctx {
             permit: None,
             begun: false,
             admission: None,
-            preflight: None,
+            keyless: None,
             record: None,
             body: None,
             kept_body: None,

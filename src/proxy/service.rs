@@ -19,6 +19,7 @@ use super::response::reply::{self, DEGRADED};
 use super::response::reply::{is_final, status_written};
 use super::state::Proxy;
 use super::upstream::{ConnectError, ServerFailure};
+use crate::gate::KeylessPermit;
 use crate::model::fault::Fault;
 use crate::model::usage::Outcome;
 use crate::policy::http::field_lines::EditFields;
@@ -443,9 +444,10 @@ impl Proxy {
         path: &'r str,
         trace: Option<TraceContext>,
     ) -> Option<ForwardContext<'r>> {
-        let is_admitted = ctx.admission.is_some() || ctx.preflight.is_some();
+        let is_admitted = ctx.admission.is_some() || ctx.keyless.is_some();
         Some(ForwardContext {
             admission: ctx.admission.as_ref(),
+            is_preflight: ctx.keyless.as_ref().is_some_and(KeylessPermit::is_preflight),
             route: ctx.route.as_ref().filter(|_| is_admitted)?,
             request_id: &ctx.request_id,
             address: ctx.address,

@@ -34,6 +34,8 @@ pub struct Proxy {
     pub invalid_keys: Option<AddressLimiter>,
     /// Limits preflights forwarded to backends, per address; none: no limit.
     pub preflights: Option<AddressLimiter>,
+    /// Limits requests on public routes, per address; none: no limit.
+    pub public_requests: Option<AddressLimiter>,
     /// The access log.
     pub access: AccessLog,
     /// Proxies whose `X-Forwarded-For` is trusted.

@@ -344,6 +344,18 @@ fn each_mistake_of_a_route_is_told() {
             "secret_from = [\"header:x-own\"]\nresource = \"header:x-own\"",
             "8:12 routes[0].resource: must not be x-own, which carries the secret (secret_from)".into(),
         ),
+        (
+            "public = true\nresource = \"any\"",
+            "8:12 routes[0].resource: must not be set on a route with public = true, which has no key".into(),
+        ),
+        (
+            "public = true\nend_user = \"none\"",
+            "8:12 routes[0].end_user: must not be set on a route with public = true, which has no key".into(),
+        ),
+        (
+            "public = true\nscopes = []",
+            "8:10 routes[0].scopes: must not be set on a route with public = true, which has no key".into(),
+        ),
         ("end_user = \"\"", format!("7:12 routes[0].end_user: {end_user}")),
         ("end_user = \"body:\"", format!("7:12 routes[0].end_user: {end_user}")),
         (

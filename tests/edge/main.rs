@@ -25,6 +25,7 @@ mod leaving;
 mod limits;
 mod places;
 mod probes;
+mod public;
 mod refusals;
 mod slow;
 mod source;

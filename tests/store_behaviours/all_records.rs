@@ -1,6 +1,6 @@
 //! Export and import of all usage records.
 
-use crate::place::{Place, T0, after, everything, new_key, plan_id, record, someone, workspace_id};
+use crate::place::{Place, T0, after, everything, new_key, plan, plan_id, record, someone, workspace_id};
 use crate::private_postgres::raw;
 use keygate::clock::Timestamp;
 use keygate::model::calendar::Calendar;
@@ -9,6 +9,7 @@ use keygate::model::id::{EndUserId, KeyId, RequestId, WorkspaceId};
 use keygate::model::usage::{Outcome, UsageRecord, UsageSubject};
 use keygate::store::{
     Interval, KeyRecord, LogFilter, LogPageRequest, NewKey, PlanPatch, RecordFilter, UsageRange,
+    WorkspacePatch,
 };
 use std::time::Duration;
 use uuid::Uuid;
@@ -138,6 +139,29 @@ pub(crate) async fn records_of_keys_that_did_not_move_go_when_their_plan_says(pl
     place.update_plan(&plan_id("basic"), keep, &someone(), T0).await.unwrap();
     assert_eq!(place.maintain(T0.plus(DAY * 10)).await.unwrap().records_deleted, 1);
     assert_eq!(all(&place).await, by_id(moved[1..].to_vec()), "a workspace that is not here has no plan");
+}
+
+pub(crate) async fn records_without_a_key_go_once_no_workspace_keeps_their_day(place: Place) {
+    const DAY: Duration = Duration::from_hours(24);
+    let [a, _, c] = three_keys(&place).await;
+    let keyless = |day| UsageRecord {
+        api_key_id: KeyId::NONE,
+        workspace_id: WorkspaceId::none().clone(),
+        charged: false,
+        ..record(&a, T0.plus(DAY * day))
+    };
+    let days = [0, 5, 9].map(keyless);
+    assert_eq!(place.append(&days).await.unwrap(), 3);
+    assert_eq!(all(&place).await, days, "they are read as they were written");
+    place.create_plan(plan("other"), &someone(), T0).await.unwrap();
+    let onto = WorkspacePatch { plan_id: Some(plan_id("other")), ..WorkspacePatch::default() };
+    place.put_workspace(&c.key.workspace_id, onto, &plan_id("basic"), &someone(), T0).await.unwrap();
+    for (limited, left) in [("basic", &days[..]), ("other", &days[1..])] {
+        let keep = PlanPatch { usage_retention_days: Some(Some(7)), ..PlanPatch::default() };
+        place.update_plan(&plan_id(limited), keep, &someone(), T0).await.unwrap();
+        place.maintain(T0.plus(DAY * 10)).await.unwrap();
+        assert_eq!(all(&place).await, left, "{limited}");
+    }
 }
 
 /// The two stores' views of a key at the end.

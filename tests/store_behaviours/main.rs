@@ -155,6 +155,7 @@ macro_rules! behaviours {
                 all_records_are_filtered
                 all_records_leave_out_what_retention_hides
                 records_of_keys_that_did_not_move_go_when_their_plan_says
+                records_without_a_key_go_once_no_workspace_keeps_their_day
                 records_that_move_count_once;
             audit:
                 every_act_leaves_a_line

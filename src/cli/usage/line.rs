@@ -279,7 +279,7 @@ mod tests {
             ("ip_address", json!("localhost")),
             ("usage_source", json!("guessed")),
             ("cost_nano", json!(-1)),
-            ("workspace_id", json!("")),
+            ("workspace_id", json!("a b")),
             ("more", json!(1)),
         ] {
             let mut odd = whole.clone();

@@ -5,7 +5,7 @@
 
 use crate::clock::Timestamp;
 use crate::model::fault::Fault;
-use crate::model::id::{EndUserId, KeyId, RequestId, WorkspaceId};
+use crate::model::id::{BadTextId, EndUserId, KeyId, RequestId, WorkspaceId};
 use crate::model::tokens::ReadingSource;
 use crate::model::usage::Outcome;
 use std::fmt::Display;
@@ -138,7 +138,18 @@ impl Field for WorkspaceId {
     }
 
     fn read<R: FieldReader>(name: &'static str, from: &mut R) -> Result<Self, R::Error> {
-        from.parsed(name)
+        from.parsed(name).map(|OfRecord(id)| id)
+    }
+}
+
+/// A workspace, or none.
+struct OfRecord(WorkspaceId);
+
+impl FromStr for OfRecord {
+    type Err = BadTextId;
+
+    fn from_str(text: &str) -> Result<Self, BadTextId> {
+        WorkspaceId::of_record(text).map(Self)
     }
 }
 

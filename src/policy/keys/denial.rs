@@ -31,6 +31,8 @@ pub enum Denial {
     TooManyInvalid(Duration),
     /// Too many preflights without a key from this address; it must wait this long.
     TooManyPreflights(Duration),
+    /// Too many requests on public routes from this address; it must wait this long.
+    TooManyPublic(Duration),
     /// The key is disabled.
     KeyInactive,
     /// The key has expired.
@@ -99,7 +101,9 @@ impl Denial {
             Self::RouteNotFound => Fault::RouteNotFound,
             Self::KeyMissing => Fault::KeyMissing,
             Self::KeyInvalid => Fault::KeyInvalid,
-            Self::TooManyInvalid(_) | Self::TooManyPreflights(_) => Fault::RateLimitExceeded,
+            Self::TooManyInvalid(_) | Self::TooManyPreflights(_) | Self::TooManyPublic(_) => {
+                Fault::RateLimitExceeded
+            }
             Self::KeyInactive => Fault::KeyInactive,
             Self::KeyExpired => Fault::KeyExpired,
             Self::Scope(_) => Fault::KeyInvalidScope,
@@ -128,6 +132,10 @@ impl Denial {
             Self::TooManyPreflights(_) => match lang {
                 Lang::En => "Too many preflight requests came from this address".into(),
                 Lang::Zh => "来自该地址的预检请求过多".into(),
+            },
+            Self::TooManyPublic(_) => match lang {
+                Lang::En => "Too many requests without an API key came from this address".into(),
+                Lang::Zh => "来自该地址的无密钥请求过多".into(),
             },
             Self::Scope(lacking) => match lang {
                 Lang::En => format!("The API key lacks the scope {}", lacking.joined()),
@@ -177,6 +185,9 @@ impl Denial {
             Self::TooManyPreflights(_) => {
                 json!({ "limit": "preflights", "set_by": "gateway", "retry_after": self.retry_after_secs() })
             }
+            Self::TooManyPublic(_) => {
+                json!({ "limit": "public_requests", "set_by": "gateway", "retry_after": self.retry_after_secs() })
+            }
             Self::EndUserQuota { quota } => {
                 json!({ "limit": "end_user_quota", "max": quota, "set_by": "plan" })
             }
@@ -192,6 +203,7 @@ impl Denial {
         match self {
             Self::TooManyInvalid(wait)
             | Self::TooManyPreflights(wait)
+            | Self::TooManyPublic(wait)
             | Self::Limit(LimitReached { retry: RetryAfter::Wait(wait), .. }) => {
                 Some(whole_secs(*wait).max(1))
             }

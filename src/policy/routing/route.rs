@@ -35,6 +35,8 @@ pub struct Route {
     pub methods: Box<[Method]>,
     /// The upstream, as an index into the caller's list.
     pub upstream: usize,
+    /// Whether it needs no key.
+    pub public: bool,
     /// The scopes that a key must grant.
     pub scopes: Scopes,
     /// Where a request may present its secret, in order.

@@ -160,11 +160,12 @@ impl Exchange<'_> {
             PreflightLook::Decided(decided) => decided,
             PreflightLook::No => match proxy.permit(&self.message, self.ctx) {
                 Err(denied) => Err(denied),
-                Ok(permit) if self.has_to_read(&permit) && !self.is_ours() => {
+                Ok(Some(permit)) if self.has_to_read(&permit) && !self.is_ours() => {
                     self.ctx.permit = Some(permit);
                     return Decision::Pingora;
                 }
-                Ok(permit) => self.admit(&proxy, permit).await,
+                Ok(Some(permit)) => self.admit(&proxy, permit).await,
+                Ok(None) => Ok(()),
             },
         };
         proxy.record_decision_time(self.ctx);

@@ -63,8 +63,10 @@ pub struct HeaderPolicy {
 /// What the backend is told about a request.
 #[derive(Debug)]
 pub(in crate::proxy) struct ForwardContext<'r> {
-    /// Proof that it may be forwarded; none: a preflight, which has no key.
+    /// Proof that it may be forwarded; none: it has no key.
     pub admission: Option<&'r Admission>,
+    /// Whether it is a preflight.
+    pub is_preflight: bool,
     /// The route.
     pub route: &'r Route,
     /// The request id.
@@ -107,7 +109,8 @@ impl HeaderPolicy {
         let mut values = ValueBuffer::new(ADDED_BYTES);
         match context.admission {
             Some(admission) => identify(fields, admission, &mut values)?,
-            None => self.remove_identity(fields),
+            None if context.is_preflight => self.remove_identity(fields),
+            None => {}
         }
         fields.insert(X_REQUEST_ID, context.request_id.clone());
         forwarded(fields, context, &mut values)?;

@@ -2,9 +2,10 @@
 //! request.
 
 use super::body::{is_counted, read_ahead};
-use crate::gate::{Denied, NamedEndUser, Permit, RequestView};
+use crate::gate::{Authorized, Denied, KeylessPermit, NamedEndUser, Permit, RequestView};
 use crate::keyring::Entry;
 use crate::model::fault::{Fault, Lang};
+use crate::model::id::{KeyId, WorkspaceId};
 use crate::policy::http::coding::Coding;
 use crate::policy::http::fields::HeaderFields;
 use crate::policy::http::head::{self, METHOD_MAX, TARGET_MAX};
@@ -39,19 +40,23 @@ impl Proxy {
         let has_body = !session.is_body_empty();
         let permit = match ctx.permit.take() {
             Some(permit) => permit,
-            None => self.permit(&RequestMessage::of(session.req_header(), has_body), ctx)?,
+            None => match self.permit(&RequestMessage::of(session.req_header(), has_body), ctx)? {
+                Some(permit) => permit,
+                None => return Ok(()),
+            },
         };
         let (permit, end_user) = self.end_user(session, ctx, permit).await?;
         self.admit(&RequestMessage::of(session.req_header(), has_body), ctx, permit, end_user.as_deref())
             .await
     }
 
-    /// Checks the message, authorizes the key from memory, and checks the size limits and the memory for its body.
+    /// Checks the message, authorizes the key from memory, and checks the size limits and the memory for its body. None: the
+    /// route is public, and the request is admitted.
     pub(in crate::proxy) fn permit(
         &self,
         message: &RequestMessage<'_>,
         ctx: &mut Ctx,
-    ) -> Result<Permit, Box<Denied>> {
+    ) -> Result<Option<Permit>, Box<Denied>> {
         self.check_message(message).map_err(|denial| Denied::early(denial, None))?;
         let view = RequestView {
             method: message.method,
@@ -62,22 +67,46 @@ impl Proxy {
             now: ctx.arrived,
         };
         let authorized = self.gate.authorize(&ctx.routing.routes, &view);
-        let mut permit = authorized.map_err(|denied| self.limit_invalid_keys(denied, ctx))?;
-        ctx.route = Some(Arc::clone(permit.route()));
+        let mut authorized = authorized.map_err(|denied| self.limit_invalid_keys(denied, ctx))?;
+        ctx.route = Some(Arc::clone(authorized.route()));
         let length = message.content_length();
-        if length.is_some_and(|length| length > permit.route().max_body_bytes) {
-            return Err(permit.deny(Denial::Plain(Fault::PayloadTooLarge)));
+        if length.is_some_and(|length| length > authorized.route().max_body_bytes) {
+            return Err(authorized.deny(Denial::Plain(Fault::PayloadTooLarge)));
         }
         let is_crowded = ctx.connection.as_ref().is_some_and(|connection| !connection.check_room());
-        if is_crowded && message.has_body && buffers_body(permit.route(), length) {
-            return Err(permit.deny(Denial::Plain(Fault::ServiceUnavailable)));
+        if is_crowded && message.has_body && buffers_body(authorized.route(), length) {
+            return Err(authorized.deny(Denial::Plain(Fault::ServiceUnavailable)));
         }
-        ctx.rewritten = permit.take_rewritten();
+        ctx.rewritten = authorized.take_rewritten();
         let longer = ctx.rewritten.as_ref().map_or(0, |path| path.len().saturating_sub(message.path.len()));
         if message.target.len() + longer > TARGET_MAX {
-            return Err(permit.deny(Denial::Plain(Fault::UriTooLong)));
+            return Err(authorized.deny(Denial::Plain(Fault::UriTooLong)));
         }
-        Ok(permit)
+        match authorized {
+            Authorized::Key(permit) => Ok(Some(permit)),
+            Authorized::Public(permit) => self.admit_without_key(message, ctx, permit).map(|()| None),
+        }
+    }
+
+    /// Admits a request on a public route unless its address sends too many, and starts its usage record.
+    fn admit_without_key(
+        &self,
+        message: &RequestMessage<'_>,
+        ctx: &mut Ctx,
+        permit: KeylessPermit,
+    ) -> Result<(), Box<Denied>> {
+        let denied = |denial| Denied::early(denial, Some(permit.route()));
+        if let Some(Err(wait)) = self.public_requests.as_ref().map(|limiter| limiter.check(ctx.address)) {
+            return Err(denied(Denial::TooManyPublic(wait)));
+        }
+        let unavailable = || denied(Denial::Plain(Fault::ServiceUnavailable));
+        self.recorder.may_admit().map_err(|_| unavailable())?;
+        let start = self.start_of(message, ctx, None);
+        let record =
+            PendingRecord::admitted(start, &self.recorder, &self.clock).map_err(|_| unavailable())?;
+        ctx.record = Some(record);
+        ctx.keyless = Some(permit);
+        Ok(())
     }
 
     /// Charges the limits and starts the usage record.
@@ -96,7 +125,7 @@ impl Proxy {
             charged: true,
             degraded: admission.degraded(),
             end_user_id: admission.end_user(),
-            ..self.start_of(message, ctx, admission.entry())
+            ..self.start_of(message, ctx, Some(admission.entry()))
         };
         let Ok(record) = PendingRecord::admitted(start, &self.recorder, &self.clock) else {
             return Err(admission.deny(Denial::Plain(Fault::ServiceUnavailable), ctx.route.clone()));
@@ -310,7 +339,7 @@ impl Proxy {
             ctx.note_key(entry);
         }
         if let (Some(entry), Some(_)) = (&denied.entry, &ctx.route) {
-            let start = RecordStart { degraded: ctx.degraded, ..self.start_of(message, ctx, entry) };
+            let start = RecordStart { degraded: ctx.degraded, ..self.start_of(message, ctx, Some(entry)) };
             ctx.record = Some(PendingRecord::refused(start, &self.recorder, &self.clock));
         }
     }
@@ -319,13 +348,17 @@ impl Proxy {
         &'r self,
         message: &RequestMessage<'r>,
         ctx: &'r Ctx,
-        entry: &'r Entry,
+        entry: Option<&'r Entry>,
     ) -> RecordStart<'r> {
+        let (api_key_id, workspace_id) = match entry {
+            Some(entry) => (entry.key.id, &entry.key.workspace_id),
+            None => (KeyId::NONE, WorkspaceId::none()),
+        };
         RecordStart {
             id: ctx.id,
             request_id: ctx.request_id.to_str().unwrap_or(""),
-            api_key_id: entry.key.id,
-            workspace_id: &entry.key.workspace_id,
+            api_key_id,
+            workspace_id,
             arrived: ctx.arrived,
             method: message.method.as_str(),
             endpoint: message.path,

@@ -99,7 +99,7 @@ impl Proxy {
         if let Some(Err(wait)) = self.preflights.as_ref().map(|preflights| preflights.check(ctx.address)) {
             return Some(Err(Denied::early(Denial::TooManyPreflights(wait), Some(preflight.route()))));
         }
-        ctx.preflight = Some(preflight);
+        ctx.keyless = Some(preflight);
         Some(Ok(()))
     }
 

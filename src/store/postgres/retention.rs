@@ -100,8 +100,10 @@ impl RetentionSteps for PgStore {
         self.read(move |tx| {
             Box::pin(async move {
                 // Records that were imported may be of keys that were not; then the record says which workspace it belongs
-                // to.
-                let sql = "SELECT s.start, s.key, coalesce(w.plan_id = $1 AND s.start >= w.usage_pruned_to - $5, false)
+                // to. Records without a key belong to none: they go once no workspace keeps records of their day.
+                let sql = "SELECT s.start, s.key, CASE WHEN s.key = '00000000-0000-0000-0000-000000000000'
+                               THEN s.start < (SELECT min(usage_kept_from) FROM workspaces)
+                               ELSE coalesce(w.plan_id = $1 AND s.start >= w.usage_pruned_to - $5, false) END
                            FROM (SELECT start, encode(subject_id, 'hex')::uuid AS key FROM usage_rollups
                                WHERE width = 86400 AND subject_kind = 1 AND start < $2 AND start >= $3
                                    AND (start, subject_id) > ($3, uuid_send($4))

@@ -5,7 +5,7 @@
 
 use crate::clock::Timestamp;
 use crate::model::calendar::Calendar;
-use crate::model::id::KeyId;
+use crate::model::id::{KeyId, WorkspaceId};
 use crate::model::key::Per;
 use crate::model::usage::Quantiles;
 use crate::model::usage::{Outcome, UsageRecord, UsageSubject};
@@ -90,7 +90,8 @@ const LAYOUT: u8 = 1;
 /// The largest sum, which fits the 64-bit integers of both backends.
 const SUM_MAX: u64 = i64::MAX.unsigned_abs();
 
-/// The totals of `records`: for each key and each workspace one tally of every width. Each record is counted once, in its
+/// The totals of `records`: for each key and each workspace one tally of every width, for requests without a key one under
+/// [`KeyId::NONE`]. Each record is counted once, in its
 /// minute; wider windows are made from their minutes.
 pub fn tally<'a>(records: impl IntoIterator<Item = &'a UsageRecord>) -> BTreeMap<RollupWindow, RollupTotals> {
     let mut minutes = HashMap::<_, RollupTotals>::new();
@@ -100,7 +101,8 @@ pub fn tally<'a>(records: impl IntoIterator<Item = &'a UsageRecord>) -> BTreeMap
     }
     let mut windows = BTreeMap::new();
     for ((key, workspace, minute), tally) in minutes {
-        for subject in [UsageSubject::Key(key), UsageSubject::Workspace(workspace.clone())] {
+        let workspace = Some(workspace).filter(|id| *id != WorkspaceId::none()).cloned();
+        for subject in [UsageSubject::Key(key)].into_iter().chain(workspace.map(UsageSubject::Workspace)) {
             for width in WindowWidth::ALL {
                 let window = RollupWindow { subject: subject.clone(), width, start: width.start(minute) };
                 windows.entry(window).or_insert_with(RollupTotals::default).merge(&tally);

@@ -86,8 +86,10 @@ impl RetentionSteps for SqliteStore {
         let plan = of.plan.clone();
         self.read(move |tx| {
             // Records that were imported may be of keys that were not; then the record says which workspace it belongs to.
+            // Records without a key belong to none: they go once no workspace keeps records of their day.
             let sql =
-                "SELECT s.start, s.key, coalesce(w.plan_id = ?1 AND s.start >= w.usage_pruned_to - ?5, 0)
+                "SELECT s.start, s.key, CASE WHEN s.key = zeroblob(16) THEN s.start < (SELECT min(usage_kept_from) FROM workspaces)
+                           ELSE coalesce(w.plan_id = ?1 AND s.start >= w.usage_pruned_to - ?5, 0) END
                        FROM (SELECT start, subject_id AS key FROM usage_rollups
                            WHERE width = 86400 AND subject_kind = 1 AND start < ?2 AND start >= ?3
                                AND (start, subject_id) > (?3, ?4)

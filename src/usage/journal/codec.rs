@@ -8,7 +8,7 @@ pub use reading::Reading;
 
 use crate::clock::Timestamp;
 use crate::model::fault::Fault;
-use crate::model::id::{EndUserId, KeyId, RequestId};
+use crate::model::id::{EndUserId, KeyId, RequestId, WorkspaceId};
 use crate::model::usage::{Outcome, UsageRecord};
 use std::net::IpAddr;
 use uuid::Uuid;
@@ -447,7 +447,8 @@ pub fn record(admit_payload: &[u8], complete_payload: Option<&[u8]>) -> Result<U
         id: begun.id,
         request_id: begun.request_id.into(),
         api_key_id: begun.api_key_id,
-        workspace_id: begun.workspace_id.parse().map_err(|_| Malformed("invalid workspace id"))?,
+        workspace_id: WorkspaceId::of_record(begun.workspace_id)
+            .map_err(|_| Malformed("invalid workspace id"))?,
         at: begun.at,
         method: begun.method.into(),
         endpoint: begun.endpoint.into(),

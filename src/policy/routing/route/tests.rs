@@ -11,6 +11,7 @@ fn route(name: &str, path: &str, methods: &[Method]) -> Route {
         path: path.into(),
         methods: methods.into(),
         upstream: 0,
+        public: false,
         scopes: Scopes::of(["app"], check_required).expect("scopes"),
         secret_from: Box::default(),
         resource: ResourceFrom::Nowhere,
