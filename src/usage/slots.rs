@@ -110,5 +110,5 @@ impl JournalSlots {
 }
 
 fn folder(journal: &Path, number: usize) -> PathBuf {
-    if number == 1 { journal.to_owned() } else { journal.join(format!("seat-{number}")) }
+    if number == 1 { journal.to_owned() } else { journal.join(format!("slot-{number}")) }
 }

@@ -527,7 +527,7 @@ fn what_a_process_leaves_that_had_taken_over_is_found_by_the_next_start() {
     let mut slow = gateway.connect();
     slow.send(&Request::get("/v1/app/slow").bearer(&key.secret).bytes());
     origin.wait_for_heads(21);
-    assert!(gateway.folder().join("data/journal/seat-2").exists());
+    assert!(gateway.folder().join("data/journal/slot-2").exists());
     let pid = gateway.pid();
     signal_to(pid, "KILL");
     ends(&mut gateway, pid);

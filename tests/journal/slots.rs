@@ -25,7 +25,7 @@ fn crashed_in_second_slot(stand: &Stand) -> Arc<TempDir> {
     let (journal, aside) = (crashed.path().join("journal"), crashed.path().join("aside"));
     fs::rename(&journal, &aside).unwrap();
     fs::create_dir(&journal).unwrap();
-    fs::rename(&aside, journal.join("seat-2")).unwrap();
+    fs::rename(&aside, journal.join("slot-2")).unwrap();
     crashed
 }
 
@@ -37,7 +37,7 @@ fn one_that_takes_over_has_a_slot_of_its_own_and_strangers_have_none() {
     assert!(is_owned());
     let second = process(folder.path());
     let slot = second.open_free().unwrap();
-    assert_eq!(slot.0.folder(), folder.path().join("journal/seat-2"));
+    assert_eq!(slot.0.folder(), folder.path().join("journal/slot-2"));
     assert!(is_owned() && second.others().are_alive);
     drop(stand);
     assert!(is_owned(), "the first slot is free, and the node is not");
@@ -94,7 +94,7 @@ async fn what_a_process_leaves_in_its_slot_the_next_one_stores_once() {
     assert_eq!((usage.accepted, usage.stored, usage.in_journal), (51, 51, 0));
     journal.close();
     JournalFlusher::start(journal).unwrap().stop();
-    assert_eq!(segments(&crashed.path().join("journal/seat-2")).len(), 0);
+    assert_eq!(segments(&crashed.path().join("journal/slot-2")).len(), 0);
     assert!(next.others().left.is_empty());
 }
 
@@ -104,7 +104,7 @@ async fn what_is_for_people_to_look_at_is_in_the_folder_of_the_config_whatever_t
     (0..100).for_each(|n| stand.serves(n));
     let crashed = crashed_in_second_slot(&stand);
     let folder = crashed.path().join("journal");
-    let slot = folder.join("seat-2");
+    let slot = folder.join("slot-2");
     let damaged = segments(&slot).into_keys().next().unwrap();
     let mut bytes = fs::read(slot.join(&damaged)).unwrap();
     bytes[1_000] ^= 4;
