@@ -112,8 +112,7 @@ impl<'t> Token<'t> {
 
     /// The claims, if the signature by `key` is valid.
     pub(super) fn claims(&self, key: &VerifyingKey) -> Result<Map<String, Value>, BadToken> {
-        if self.algorithm != Some(key.algorithm()) || !key.has_signed(self.signed.as_bytes(), &self.signature)
-        {
+        if self.algorithm != Some(key.algorithm()) || !key.verifies(self.signed.as_bytes(), &self.signature) {
             return Err(BadToken::Invalid);
         }
         object("claims", self.claims)
@@ -142,7 +141,7 @@ impl VerifyingKey {
         }
     }
 
-    fn has_signed(&self, text: &[u8], signature: &[u8]) -> bool {
+    fn verifies(&self, text: &[u8], signature: &[u8]) -> bool {
         match self {
             Self::Hmac(key) => hmac::verify(key, text, signature),
             Self::Rsa(key) => key.verify(&RSA_PKCS1_2048_8192_SHA256, text, signature),

@@ -75,7 +75,7 @@ async fn watch_nodes(
     upgrade_state: Arc<UpgradeState>,
 ) {
     let begun = tokio::time::Instant::now();
-    let (mut told, mut told_of_twin) = (1, false);
+    let (mut told, mut twin_reported) = (1, false);
     loop {
         match store.nodes().await {
             Ok(nodes) => {
@@ -97,12 +97,12 @@ async fn watch_nodes(
                 let is_twin =
                     |n: &NodeRow| n.boot != boot && *n.name == *name && n.seen_ago < begun.elapsed();
                 let has_twin = nodes.iter().filter(|n| n.is_live() && is_twin(n)).count() > siblings;
-                if has_twin && !told_of_twin {
+                if has_twin && !twin_reported {
                     tracing::warn!(
                         "another node on this store has the same node.name {name}, usage cannot distinguish them"
                     );
                 }
-                told_of_twin = has_twin;
+                twin_reported = has_twin;
             }
             Err(error) => {
                 live_nodes.on_no_answer();

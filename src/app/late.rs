@@ -33,7 +33,7 @@ pub(super) struct Loading<'s> {
     pub(super) follower: &'s FeedFollower,
     pub(super) snapshots: Option<&'s Snapshots>,
     /// Whether the previous process hands over its counts.
-    pub(super) told_by_predecessor: bool,
+    pub(super) has_predecessor_counts: bool,
 }
 
 /// The steps that are left until the store is reachable.
@@ -72,7 +72,7 @@ impl Loading<'_> {
         own_peppers: OwnPeppers,
         writers: &mut usage::LedgerWriters,
     ) -> Result<Option<LateStart>, StoreError> {
-        let Self { config, core, keyring, counters, follower, snapshots, told_by_predecessor } = self;
+        let Self { config, core, keyring, counters, follower, snapshots, has_predecessor_counts } = self;
         let is_late = core.store_state.why_closed().is_some();
         let now = core.clock.now().wall;
         let loaded = snapshots.map(|snapshots| snapshots.load(now, config.keyring.max_stale));
@@ -96,7 +96,7 @@ impl Loading<'_> {
         keyring.remember_tenants(loaded.map(|loaded| loaded.changes).unwrap_or_default());
         follower.load().await?;
         let reported = tokio::time::Instant::now();
-        if !told_by_predecessor {
+        if !has_predecessor_counts {
             usage::restore(config, core, counters, keyring, writers).await?;
         }
         gauges::until_counted(config, core, reported).await;

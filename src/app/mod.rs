@@ -263,7 +263,7 @@ pub fn start(
     let admin_at = Arc::new(OnceLock::new());
     let follower = components::follower(config, &core, &keyring, &counters, &end_users, &admin_at);
     let snapshots = Snapshots::of_node(config, &core);
-    let told_by_predecessor = around.predecessor.as_ref().is_some_and(Predecessor::counts);
+    let has_predecessor_counts = around.predecessor.as_ref().is_some_and(Predecessor::counts);
     let loading = Loading {
         config,
         core: &core,
@@ -271,7 +271,7 @@ pub fn start(
         counters: &counters,
         follower: &follower,
         snapshots: snapshots.as_ref(),
-        told_by_predecessor,
+        has_predecessor_counts,
     };
     let late = steps.wait(loading.load(own_peppers, &mut writers))?;
 

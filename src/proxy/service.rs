@@ -348,7 +348,7 @@ impl ProxyHttp for Phases {
         }
         let left = ctx.admission.as_ref().map(|a| a.left().clone());
         // The request's permits are released before the client can read the error.
-        frees(ctx);
+        release_permits(ctx);
         let at = self.clock.now().wall;
         if let Err(error) = reply::deny(session, ctx, &self.limits, &denial, left.as_ref(), at).await {
             tracing::debug!(%error, "cannot write response: client disconnected");
@@ -419,7 +419,7 @@ impl Proxy {
                 _ => record.complete(outcome, status),
             }
         }
-        frees(ctx);
+        release_permits(ctx);
         self.count(ctx, outcome, status);
         if self.access.wants(status) {
             log_access(message, ctx, outcome, status, self.elapsed(ctx));
@@ -511,11 +511,11 @@ pub(super) fn give_back(ctx: &mut Ctx) {
 }
 
 /// The request is no longer in flight: releases its permits.
-pub(super) fn frees(ctx: &mut Ctx) {
+pub(super) fn release_permits(ctx: &mut Ctx) {
     ctx.admission = None;
     ctx.attempts.ends();
     if let Some(connection) = &ctx.connection {
-        connection.frees();
+        connection.release_permits();
     }
 }
 

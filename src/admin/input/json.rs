@@ -33,7 +33,7 @@ pub enum BadJson {
 pub fn value(text: &[u8]) -> Result<Value, BadJson> {
     let twice = RefCell::default();
     let mut reader = serde_json::Deserializer::from_slice(text);
-    let read = Unique { twice: &twice, place: Place::Top }.deserialize(&mut reader);
+    let read = Unique { twice: &twice, path: JsonPath::Top }.deserialize(&mut reader);
     let read = read.and_then(|value| reader.end().map(|()| value));
     match (read, twice.into_inner()) {
         (Ok(value), None) => Ok(value),
@@ -62,18 +62,18 @@ pub fn line(text: &str) -> Result<Map<String, Value>, String> {
 #[derive(Clone, Copy)]
 struct Unique<'p> {
     twice: &'p RefCell<Option<String>>,
-    place: Place<'p>,
+    path: JsonPath<'p>,
 }
 
 /// The place of a value, e.g. `limits[1].max`.
 #[derive(Clone, Copy)]
-enum Place<'p> {
+enum JsonPath<'p> {
     Top,
-    Member(&'p Place<'p>, &'p str),
-    Item(&'p Place<'p>, usize),
+    Member(&'p JsonPath<'p>, &'p str),
+    Item(&'p JsonPath<'p>, usize),
 }
 
-impl fmt::Display for Place<'_> {
+impl fmt::Display for JsonPath<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Top => Ok(()),
@@ -130,7 +130,7 @@ impl<'de> Visitor<'de> for Unique<'_> {
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
         let mut all = Vec::new();
         while let Some(item) =
-            items.next_element_seed(Unique { place: Place::Item(&self.place, all.len()), ..self })?
+            items.next_element_seed(Unique { path: JsonPath::Item(&self.path, all.len()), ..self })?
         {
             all.push(item);
         }
@@ -142,12 +142,12 @@ impl<'de> Visitor<'de> for Unique<'_> {
         while let Some(name) = members.next_key::<String>()? {
             match all.entry(name) {
                 Entry::Vacant(free) => {
-                    let place = Place::Member(&self.place, free.key());
-                    let member = members.next_value_seed(Unique { place, ..self })?;
+                    let path = JsonPath::Member(&self.path, free.key());
+                    let member = members.next_value_seed(Unique { path, ..self })?;
                     free.insert(member);
                 }
                 Entry::Occupied(taken) => {
-                    let path = || Place::Member(&self.place, taken.key()).to_string();
+                    let path = || JsonPath::Member(&self.path, taken.key()).to_string();
                     self.twice.borrow_mut().get_or_insert_with(path);
                     members.next_value::<IgnoredAny>()?;
                 }

@@ -93,7 +93,7 @@ impl Leases {
                 of_keys: batch.iter().map(|s| s.key).zip(&of_keys).collect(),
             };
             match self.send(group.part, &call).await {
-                Ok(ScriptReply::Told(now_us, told)) => {
+                Ok(ScriptReply::Totals(now_us, told)) => {
                     self.set_calendar(now_us, CALENDAR_OFF_MAX_US);
                     self.take_in(group, batch, (of_workspace.as_ref(), &of_keys), told, sent_ns);
                     return Ok(());
@@ -161,7 +161,7 @@ impl Leases {
                 is_left = true;
             } else if verdicts.is_empty() && ask.waiting > 0 {
                 // The call brought nothing, and another one would not, either.
-                verdicts.extend(key.waiting.drain(..).map(|w| (w, RequestVerdict::Alone)));
+                verdicts.extend(key.waiting.drain(..).map(|w| (w, RequestVerdict::Fallback)));
             } else {
                 is_left = true;
                 // A call is in flight, or this one would not have been answered.
@@ -198,7 +198,7 @@ impl Leases {
                 if grant.is_held_back {
                     state.broken_until_ns = now_ns + nanos(HELD_BACK_FOR);
                 } else {
-                    state.alone_since_ns = None;
+                    state.fallback_since_ns = None;
                 }
             }
             ScriptTotals::Unknown => {
@@ -328,7 +328,7 @@ fn fail(
                 tracing::debug!(key = %subject.key, why, "counters: no answer from Redis");
             }
         }
-        let verdicts = key.waiting.drain(..).map(|w| (w, RequestVerdict::Alone)).collect();
+        let verdicts = key.waiting.drain(..).map(|w| (w, RequestVerdict::Fallback)).collect();
         drop(key);
         tell(verdicts);
         subject.list();

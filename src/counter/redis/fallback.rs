@@ -19,8 +19,8 @@ impl Leases {
         let now = self.now();
         let is_up = self.link.is_up_for(subject.group.part, now.steady_ns);
         let (well_ns, nodes) = (self.link.last_well_ns(), self.nodes());
-        let alone = |state: &mut LeaseState| {
-            let well_ns = *state.alone_since_ns.get_or_insert(well_ns);
+        let outage = |state: &mut LeaseState| {
+            let well_ns = *state.fallback_since_ns.get_or_insert(well_ns);
             let gone_since_ns = (!is_up).then_some(well_ns);
             FallbackState { nodes, share_unknown: self.config.share_unknown, gone_since_ns, well_ns }
         };
@@ -42,21 +42,21 @@ impl Leases {
         let mut parts: SmallVec<[(&mut LeaseState, FallbackState, bool); 2]> = SmallVec::new();
         for (state, in_hand) in [Some(&mut *key), workspace.as_deref_mut()].into_iter().zip(in_hand) {
             let Some(state) = state else { continue };
-            let alone = alone(state);
-            parts.push((state, alone, in_hand));
+            let outage = outage(state);
+            parts.push((state, outage, in_hand));
         }
         if self.config.on_failure == OnFailure::Share {
             let refusals = parts.iter_mut().filter(|(.., in_hand)| !in_hand);
             let refusals =
-                refusals.filter_map(|(state, alone, _)| state.pool.may_spend_alone(alone, now).err());
+                refusals.filter_map(|(state, outage, _)| state.pool.may_spend_fallback(outage, now).err());
             if let Some(refusal) = refusals.max_by_key(|refusal| refusal.refused.retry) {
                 return Err(ChargeError::Limit { refusal, degraded: true });
             }
         }
         let mut left = LimitsLeft::new();
-        let mut spent = parts.iter_mut().map(|(state, alone, in_hand)| {
-            let spent = if *in_hand { state.pool.spend(now) } else { state.pool.spend_alone(alone, now) };
-            left.extend(state.pool.left_alone(now));
+        let mut spent = parts.iter_mut().map(|(state, outage, in_hand)| {
+            let spent = if *in_hand { state.pool.spend(now) } else { state.pool.spend_fallback(outage, now) };
+            left.extend(state.pool.left_fallback(now));
             spent
         });
         let (of_key, of_workspace) = (spent.next(), spent.next());

@@ -104,7 +104,7 @@ pub struct Leases {
     /// Recent lag of the ledger, in ns.
     lag_ns: AtomicU64,
     /// When everything was last reported again, in steady ns.
-    told_again_ns: AtomicU64,
+    reported_again_ns: AtomicU64,
     /// How far Redis' calendar is ahead of this node's, in µs: windows are those of Redis, also while it is unreachable.
     ahead_us: AtomicI64,
     me: Weak<Self>,
@@ -160,7 +160,7 @@ struct LeaseState {
     ledger: Option<(Timestamp, Calendar, UsageTotals)>,
     is_reading: bool,
     /// When Redis last worked before the first request that was decided without it since.
-    alone_since_ns: Option<u64>,
+    fallback_since_ns: Option<u64>,
 }
 
 /// The charge of one request. Dropping it ends the request in flight.
@@ -183,7 +183,7 @@ enum RequestVerdict {
     Unit(UndeliveredUnit),
     Refused(Box<Refusal>),
     /// Redis cannot be called.
-    Alone,
+    Fallback,
 }
 
 /// A unit for a request that may have stopped waiting; then it is returned.
@@ -217,7 +217,7 @@ impl Leases {
             calls: Arc::new(Semaphore::new(CALLS_MAX)),
             listed: Mutex::default(),
             lag_ns: AtomicU64::new(nanos(LEDGER_LAG)),
-            told_again_ns: AtomicU64::new(0),
+            reported_again_ns: AtomicU64::new(0),
             ahead_us: AtomicI64::new(0),
             me: me.clone(),
         });
@@ -237,14 +237,14 @@ impl Leases {
         let subject = self.subject(charge.key, charge.workspace);
         let (quick, began_ns) = self.quick(&subject, charge);
         let answer = match quick {
-            LocalAnswer::Verdict(RequestVerdict::Alone) => None,
+            LocalAnswer::Verdict(RequestVerdict::Fallback) => None,
             LocalAnswer::Verdict(verdict) => return charged(verdict),
             LocalAnswer::Wait(answer) => {
                 tokio::time::timeout_at(deadline, answer).await.ok().and_then(Result::ok)
             }
         };
         let charged = match answer {
-            None | Some(RequestVerdict::Alone) => self.charge_fallback(&subject, charge),
+            None | Some(RequestVerdict::Fallback) => self.charge_fallback(&subject, charge),
             Some(verdict) => charged(verdict),
         };
         let waited = Duration::from_nanos(self.now_ns().saturating_sub(began_ns));
@@ -288,13 +288,13 @@ impl Leases {
         if let Some(refusal) = refusal(&key, workspace.as_deref(), now.steady_ns) {
             return (LocalAnswer::Verdict(RequestVerdict::Refused(refusal)), now.steady_ns);
         }
-        let is_left_alone = workspace.as_ref().is_some_and(|w| now.steady_ns < w.broken_until_ns);
+        let is_workspace_broken = workspace.as_ref().is_some_and(|w| now.steady_ns < w.broken_until_ns);
         drop(workspace);
-        if is_left_alone
+        if is_workspace_broken
             || !self.can_call_redis(group, &key, now.steady_ns)
             || key.waiting.len() >= WAITING_MAX
         {
-            return (LocalAnswer::Verdict(RequestVerdict::Alone), now.steady_ns);
+            return (LocalAnswer::Verdict(RequestVerdict::Fallback), now.steady_ns);
         }
         let (tell, answer) = oneshot::channel();
         key.waiting.push_back(tell);
@@ -302,7 +302,7 @@ impl Leases {
         // If the call in flight is late already, do not wait for it.
         let is_asked = self.enqueue(subject, now.steady_ns) && !group.queue().is_late(now.steady_ns);
         (
-            if is_asked { LocalAnswer::Wait(answer) } else { LocalAnswer::Verdict(RequestVerdict::Alone) },
+            if is_asked { LocalAnswer::Wait(answer) } else { LocalAnswer::Verdict(RequestVerdict::Fallback) },
             now.steady_ns,
         )
     }
@@ -384,7 +384,7 @@ fn charged(verdict: RequestVerdict) -> Result<Charged, ChargeError> {
             None => Err(ChargeError::Unavailable),
         },
         RequestVerdict::Refused(refusal) => Err(ChargeError::Limit { refusal, degraded: false }),
-        RequestVerdict::Alone => Err(ChargeError::Unavailable),
+        RequestVerdict::Fallback => Err(ChargeError::Unavailable),
     }
 }
 

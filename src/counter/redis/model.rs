@@ -69,7 +69,7 @@ enum Act {
     /// So many requests arrive at a node.
     Requests(usize, u8),
     /// So many requests are decided without Redis by a node that has not heard from it in time.
-    Alone(usize, u8),
+    Fallback(usize, u8),
     /// The answer to a call takes so many µs, or is lost.
     Slow(usize, Option<u32>),
     /// A request of a node ends.
@@ -134,7 +134,7 @@ impl World {
         both.atomic().add_command(command);
         let values: Vec<redis::Value> = both.query(&mut self.redis).expect("the script runs");
         match script::read(&values[0], &call).expect("an answer of the script") {
-            ScriptReply::Told(now_us, told) => {
+            ScriptReply::Totals(now_us, told) => {
                 assert_eq!(now_us, self.now_us);
                 told
             }
@@ -233,9 +233,9 @@ impl Run {
                     self.request(node % count);
                 }
             }
-            Act::Alone(node, n) => {
+            Act::Fallback(node, n) => {
                 for _ in 0..*n {
-                    self.alone(node % count);
+                    self.spend_fallback(node % count);
                 }
             }
             Act::Slow(node, delay) => self.delay[node % count] = *delay,
@@ -258,7 +258,7 @@ impl Run {
             Act::Crash(node) => {
                 let dead = node % count;
                 // It reports what it spent without Redis soon; if it dies before, this is lost.
-                if self.nodes[dead].key.untold_units() == 0 {
+                if self.nodes[dead].key.unreported_units() == 0 {
                     self.nodes[dead] = self.newborn();
                 }
             }
@@ -291,18 +291,18 @@ impl Run {
     }
 
     /// A request that is decided without Redis, which works but was not heard in time.
-    fn alone(&mut self, index: usize) {
+    fn spend_fallback(&mut self, index: usize) {
         let now = self.world.now();
         let node = &mut self.nodes[index];
         node.key.attempt(&self.limits[0]);
         node.workspace.attempt(&self.limits[1]);
         let nodes = self.delay.len() as u64;
-        let alone =
+        let outage =
             FallbackState { nodes, share_unknown: false, gone_since_ns: None, well_ns: now.steady_ns };
-        if node.key.may_spend_alone(&alone, now).is_ok()
-            && node.workspace.may_spend_alone(&alone, now).is_ok()
+        if node.key.may_spend_fallback(&outage, now).is_ok()
+            && node.workspace.may_spend_fallback(&outage, now).is_ok()
         {
-            let spent = [node.key.spend_alone(&alone, now), node.workspace.spend_alone(&alone, now)];
+            let spent = [node.key.spend_fallback(&outage, now), node.workspace.spend_fallback(&outage, now)];
             node.running.push((spent, self.world.now_us));
             self.admitted.push(self.world.now_us);
         }
@@ -385,7 +385,7 @@ fn limit(name: LimitName, rule: LimitRule) -> Limit {
 fn any_act() -> impl Strategy<Value = Act> {
     prop_oneof![
         8 => (0..3_usize, 1..40_u8).prop_map(|(n, k)| Act::Requests(n, k)),
-        3 => (0..3_usize, 1..20_u8).prop_map(|(n, k)| Act::Alone(n, k)),
+        3 => (0..3_usize, 1..20_u8).prop_map(|(n, k)| Act::Fallback(n, k)),
         6 => (100..40_000_u32).prop_map(Act::Wait),
         2 => (0..3_usize, proptest::option::weighted(0.8, 50..30_000_u32)).prop_map(|(n, d)| Act::Slow(n, d)),
         4 => (0..3_usize).prop_map(Act::End),
@@ -427,7 +427,7 @@ fn no_limit_is_exceeded_whatever_is_lost_late_or_dies() {
             [limit(LimitName::Workspace(0), LimitRule::of(Per::Day, shared))].into_iter().collect();
         let mut run = Run::new(server, nodes, limits, of_workspace);
         for act in &acts {
-            if places.is_some() && matches!(act, Act::Alone(..)) {
+            if places.is_some() && matches!(act, Act::Fallback(..)) {
                 continue;
             }
             run.play(act);
@@ -449,7 +449,7 @@ fn a_rate_is_never_exceeded() {
     always(&(1..4_usize, 1..4_000_u64, 1..400_u64, acts(120)), |server, (nodes, rate, burst, acts)| {
         let limits = [limit(LimitName::Rate { plan: false }, LimitRule::Bucket { rate, burst })];
         let mut run = Run::new(server, nodes, limits.into_iter().collect(), unlimited());
-        acts.iter().filter(|act| !matches!(act, Act::Alone(..))).for_each(|act| run.play(act));
+        acts.iter().filter(|act| !matches!(act, Act::Fallback(..))).for_each(|act| run.play(act));
         for (i, from) in run.admitted.iter().enumerate() {
             for (n, to) in run.admitted[i..].iter().enumerate() {
                 let refilled = u64::try_from(to - from + WAY_US).expect("ordered") * rate / 1_000_000;

@@ -110,7 +110,7 @@ struct OwnWindow {
     /// What may be spent without Redis; none if it never said.
     promise: Option<u64>,
     /// What was spent without Redis since the last call was sent.
-    alone: u64,
+    fallback: u64,
 }
 
 /// Units of one grant.

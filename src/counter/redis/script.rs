@@ -43,7 +43,7 @@ pub(in crate::counter) struct ScriptCall<'r> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::counter) enum ScriptReply {
     /// One result per subject, with the instant by Redis' clock.
-    Told(i64, Vec<ScriptTotals>),
+    Totals(i64, Vec<ScriptTotals>),
     /// These windows are not those of that instant; nothing was done.
     OtherWindows(Timestamp),
 }
@@ -154,7 +154,7 @@ pub(in crate::counter) fn read(value: &Value, call: &ScriptCall<'_>) -> Option<S
     let windows = Window::all(call.calendar, Timestamp::from_micros(*now_us));
     let told: Option<Vec<ScriptTotals>> =
         call.asks().zip(told).map(|(ask, told)| one(told, ask, *now_us, &windows)).collect();
-    told.map(|told| ScriptReply::Told(*now_us, told))
+    told.map(|told| ScriptReply::Totals(*now_us, told))
 }
 
 fn one(

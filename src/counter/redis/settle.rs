@@ -14,7 +14,7 @@ const SWEEP_EVERY: Duration = Duration::from_millis(50);
 /// Most keys checked in one sweep.
 const SWEPT_MAX: usize = 4_096;
 /// How long before the loss of Redis a report must have been made to be repeated. The ledger has everything older.
-const TOLD_BEFORE: Duration = Duration::from_secs(10);
+const REPORTED_BEFORE: Duration = Duration::from_secs(10);
 /// A subject that was used this recently has not expired in Redis, which keeps it for two days.
 const REMEMBERED_FOR: Duration = Duration::from_hours(24);
 /// Longest time for returning units at shutdown.
@@ -79,19 +79,19 @@ impl Leases {
 
     /// Redis was lost and reconnected, may be another server, or has lost its data. Recent reports are repeated, so that
     /// nothing is spent twice.
-    fn tell_again(&self, lost_ns: u64) {
-        self.told_again_ns.store(self.now_ns(), Ordering::Relaxed);
-        let since_ns = lost_ns.saturating_sub(nanos(TOLD_BEFORE + self.lag()));
+    fn report_again(&self, lost_ns: u64) {
+        self.reported_again_ns.store(self.now_ns(), Ordering::Relaxed);
+        let since_ns = lost_ns.saturating_sub(nanos(REPORTED_BEFORE + self.lag()));
         for group in &self.groups {
             let mut workspace = group.lock();
             if workspace.pool.was_heard_since(since_ns) {
-                workspace.pool.tell_again();
+                workspace.pool.report_again();
             }
         }
         for subject in &self.keys {
             let mut key = subject.lock();
             if key.pool.was_heard_since(since_ns) {
-                key.pool.tell_again();
+                key.pool.report_again();
             }
             drop(key);
             subject.list();
@@ -102,7 +102,7 @@ impl Leases {
     /// again, once.
     pub(super) fn on_unknown_subject(&self, pool: &SubjectPool) {
         let since_ns = self.now_ns().saturating_sub(nanos(REMEMBERED_FOR));
-        if pool.was_heard_since(since_ns.max(self.told_again_ns.load(Ordering::Relaxed) + 1)) {
+        if pool.was_heard_since(since_ns.max(self.reported_again_ns.load(Ordering::Relaxed) + 1)) {
             self.link.mark_forgotten();
         }
     }
@@ -133,7 +133,7 @@ pub(super) async fn sweep(leases: Weak<Leases>) {
             (made, server) = (made_now, server_now);
         }
         if !is_told {
-            leases.tell_again(well_ns);
+            leases.report_again(well_ns);
         }
         if leases.link.is_up() {
             well_ns = leases.link.last_well_ns();

@@ -70,14 +70,14 @@ pub(super) struct StageTimer {
     waits_since: AtomicU64,
     /// Total time it has waited for the body, and the body bytes received.
     waited: AtomicU64,
-    came: AtomicU64,
+    received: AtomicU64,
     write: AtomicU64,
     /// Since when a write waits for the client; [`NEVER`]: none does.
     write_since: AtomicU64,
     /// Time that earlier writes have waited, and bytes accepted by the client, both since the last check of its
     /// speed.
     write_waited: AtomicU64,
-    took: AtomicU64,
+    sent: AtomicU64,
     /// Deadline for the start of the backend's response, or for its end; [`NEVER`]: none.
     backend: AtomicU64,
     /// Longest pause in the backend's response, if Pingora does not time it; 0: no limit. And the deadline that
@@ -105,11 +105,11 @@ impl StageTimer {
             read: AtomicU64::new(NEVER),
             waits_since: AtomicU64::new(NEVER),
             waited: AtomicU64::new(0),
-            came: AtomicU64::new(0),
+            received: AtomicU64::new(0),
             write: AtomicU64::new(NEVER),
             write_since: AtomicU64::new(NEVER),
             write_waited: AtomicU64::new(0),
-            took: AtomicU64::new(0),
+            sent: AtomicU64::new(0),
             backend: AtomicU64::new(NEVER),
             pause: AtomicU64::new(0),
             pause_ends: AtomicU64::new(NEVER),
@@ -123,9 +123,9 @@ impl StageTimer {
     /// Resets the state for the next request.
     fn begin(&self) {
         self.write_waited.store(0, Ordering::Relaxed);
-        self.took.store(0, Ordering::Relaxed);
+        self.sent.store(0, Ordering::Relaxed);
         self.waited.store(0, Ordering::Relaxed);
-        self.came.store(0, Ordering::Relaxed);
+        self.received.store(0, Ordering::Relaxed);
         self.backend.store(NEVER, Ordering::Relaxed);
         self.pause.store(0, Ordering::Relaxed);
         self.pause_ends.store(NEVER, Ordering::Relaxed);
@@ -165,7 +165,7 @@ impl Connection {
         self.backend_has_taken();
         if self.due.read.load(Ordering::Relaxed) == NEVER {
             let Deadlines { body, linger, .. } = self.shared.deadlines;
-            let within = if self.has_whole_answer() { linger } else { body };
+            let within = if self.has_complete_answer() { linger } else { body };
             self.due.read.store(self.due_in(within), Ordering::Relaxed);
             self.due.waits_since.store(self.shared.now_ms(), Ordering::Relaxed);
         }
@@ -174,7 +174,7 @@ impl Connection {
     /// A read of a body returned this many bytes.
     pub fn on_read(&self, bytes: usize) {
         self.backend_has_taken();
-        self.due.came.fetch_add(u64::try_from(bytes).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.due.received.fetch_add(u64::try_from(bytes).unwrap_or(u64::MAX), Ordering::Relaxed);
         if self.due.read.load(Ordering::Relaxed) != NEVER {
             let since = self.due.waits_since.swap(NEVER, Ordering::Relaxed);
             self.due.waited.fetch_add(self.shared.now_ms().saturating_sub(since), Ordering::Relaxed);
@@ -200,14 +200,14 @@ impl Connection {
     }
 
     /// The response is complete. The backend has no more deadlines, and the rest of the request no longer matters.
-    pub fn answer_is_whole(&self) {
+    pub fn mark_answer_complete(&self) {
         self.due.rest.store(self.due_in(REST_WITHIN), Ordering::Relaxed);
         self.due.backend.store(NEVER, Ordering::Relaxed);
         self.due.pause.store(0, Ordering::Relaxed);
         self.due.pause_ends.store(NEVER, Ordering::Relaxed);
     }
 
-    fn has_whole_answer(&self) -> bool {
+    fn has_complete_answer(&self) -> bool {
         self.due.rest.load(Ordering::Relaxed) != NEVER
     }
 
@@ -230,7 +230,7 @@ impl Connection {
 
     /// The client has accepted this many bytes.
     pub(super) fn takes_bytes(&self, bytes: usize) {
-        self.due.took.fetch_add(u64::try_from(bytes).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.due.sent.fetch_add(u64::try_from(bytes).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
     /// Sets whether a part of the response waits for the client. Meanwhile the backend's pause is not timed.
@@ -280,7 +280,7 @@ impl Connection {
 
     /// The client has closed its side after its request, and may still read. The periodic check wakes the task that
     /// reads from the client, so that it can probe ([`Self::may_have_left`]).
-    pub fn is_half_closed(&self) {
+    pub fn mark_half_closed(&self) {
         self.due.half_closed.store(self.shared.now_ms(), Ordering::Relaxed);
     }
 
@@ -292,7 +292,7 @@ impl Connection {
     }
 
     /// The same, as of now.
-    pub fn has_perhaps_left(&self) -> bool {
+    pub fn may_have_left_now(&self) -> bool {
         self.may_have_left(self.shared.now_ms())
     }
 
@@ -337,9 +337,9 @@ impl Connection {
             return false;
         }
         let owed = self.shared.body_rate.saturating_mul(waited) / 1_000;
-        let came = self.due.came.load(Ordering::Relaxed);
+        let received = self.due.received.load(Ordering::Relaxed);
         // If nothing has arrived, the client may be waiting for the backend's 100 Continue.
-        waited > ms(self.shared.deadlines.head) && came > 0 && came < owed
+        waited > ms(self.shared.deadlines.head) && received > 0 && received < owed
     }
 
     /// Whether the client accepts the response too slowly: below the minimum rate for bodies. The rate is measured
@@ -355,8 +355,8 @@ impl Connection {
             self.due.write_since.compare_exchange(since, now, Ordering::Relaxed, Ordering::Relaxed).ok();
         }
         self.due.write_waited.store(0, Ordering::Relaxed);
-        let took = self.due.took.swap(0, Ordering::Relaxed);
-        took < self.shared.body_rate.saturating_mul(waited) / 1_000
+        let sent = self.due.sent.swap(0, Ordering::Relaxed);
+        sent < self.shared.body_rate.saturating_mul(waited) / 1_000
     }
 
     fn backend_is_late_at(&self, now: u64) -> bool {
@@ -427,7 +427,7 @@ impl Connection {
         Some(match stage {
             Stage::FirstByte | Stage::Idle | Stage::Linger => CloseReason::Silent,
             Stage::Head => CloseReason::HeadLate,
-            Stage::Request if self.has_whole_answer() => CloseReason::RestLate,
+            Stage::Request if self.has_complete_answer() => CloseReason::RestLate,
             Stage::Request => CloseReason::BodyLate,
         })
     }

@@ -47,8 +47,8 @@ pub(in crate::proxy) struct H1ClientStream {
     head: BytesMut,
     /// Detects that the client disconnects when the buffer is full and the socket is not read.
     hang_up: Option<HangUpWatch>,
-    /// Set if the client has closed its side after its request: how much of the probe is written.
-    half_closed: Option<Asked>,
+    /// Set if the client has closed its side after its request: bytes written of the probe ([`STILL_THERE`]).
+    half_closed: Option<usize>,
     /// Whether anything was written since the request began.
     answered: bool,
     /// Whether the end of the response is withheld until the request's permits are released.
@@ -70,9 +70,6 @@ pub(in crate::proxy) enum ReturnedStream {
     /// The request was not read completely. Closing the socket at once could destroy the response (RFC 9112, 9.6).
     Unread(Box<H1ClientStream>),
 }
-
-/// Bytes written of the probe ([`STILL_THERE`]).
-type Asked = usize;
 
 /// Which bytes still belong to the request.
 #[derive(Debug)]
@@ -154,7 +151,7 @@ impl H1ClientStream {
         self.answered = false;
         self.kept_byte = None;
         let is_whole = self.is_between_requests();
-        self.connection.has_of_body(if is_whole { BODY_WHOLE } else { BODY_COMES });
+        self.connection.set_body_progress(if is_whole { BODY_WHOLE } else { BODY_COMES });
         let taken = head + body;
         // Splitting allocates; the usual request is alone in the buffer and does not need it.
         Ok(if taken == self.read_buf.len() {
@@ -238,11 +235,11 @@ impl AsyncRead for H1ClientStream {
             return self.poll_tunnel(context, into);
         }
         if let Some(byte) = self.kept_byte {
-            if self.connection.is_to_keep_body_end() {
+            if self.connection.keeps_body_end() {
                 return Poll::Pending;
             }
             self.kept_byte = None;
-            self.connection.has_of_body(BODY_WHOLE);
+            self.connection.set_body_progress(BODY_WHOLE);
             into.put_slice(&[byte]);
             return Poll::Ready(Ok(()));
         }
@@ -289,13 +286,13 @@ impl H1ClientStream {
     /// The body is complete. Its last byte is withheld if the reader must not see the end yet.
     fn keep_end(&mut self, into: &mut ReadBuf<'_>, before: usize) -> Poll<io::Result<()>> {
         let last = into.filled().len().checked_sub(1).filter(|last| *last >= before);
-        let Some(last) = last.filter(|_| self.connection.is_to_keep_body_end()) else {
-            self.connection.has_of_body(BODY_WHOLE);
+        let Some(last) = last.filter(|_| self.connection.keeps_body_end()) else {
+            self.connection.set_body_progress(BODY_WHOLE);
             return Poll::Ready(Ok(()));
         };
         self.kept_byte = Some(into.filled()[last]);
         into.set_filled(last);
-        self.connection.has_of_body(BODY_BUT_END);
+        self.connection.set_body_progress(BODY_BUT_END);
         // Returning no byte would mean the end of the stream. The task that withholds the end checks for it.
         if last == before { Poll::Pending } else { Poll::Ready(Ok(())) }
     }
@@ -309,7 +306,7 @@ impl H1ClientStream {
                 return Poll::Ready(Ok(()));
             }
             self.half_closed = Some(0);
-            self.connection.is_half_closed();
+            self.connection.mark_half_closed();
         }
         self.poll_still_there(context)
     }
@@ -323,21 +320,21 @@ impl H1ClientStream {
             && matches!(self.poll_end(context), Poll::Ready(Ok(())))
         {
             self.half_closed = Some(0);
-            self.connection.is_half_closed();
+            self.connection.mark_half_closed();
         }
     }
 
     /// Finds out whether a client that has closed its side has left. It may just have nothing more to send (RFC 9112,
     /// 9.6 allows servers the same), and then gets its response. After a while it is probed with an interim response.
     fn poll_still_there(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Some(asked) = self.half_closed.filter(|_| self.connection.has_perhaps_left()) else {
+        let Some(asked) = self.half_closed.filter(|_| self.connection.may_have_left_now()) else {
             return Poll::Pending;
         };
         if let Some(error) = self.io.get_ref().error()? {
             return Poll::Ready(Err(error));
         }
         if asked < STILL_THERE.len()
-            && !self.connection.speaks_old()
+            && !self.connection.is_http10()
             && self.head.is_empty()
             && self.io.buffer().is_empty()
         {
@@ -372,8 +369,9 @@ impl H1ClientStream {
     }
 
     /// Whether to read on after the response: the client has or gets one, can still receive it, and is still sending.
-    fn is_owed_reading(&self) -> bool {
-        if self.connection.would_end_answer() || self.connection.close_reason() == Some(CloseReason::RestLate)
+    fn must_read_rest(&self) -> bool {
+        if self.connection.close_ends_answer()
+            || self.connection.close_reason() == Some(CloseReason::RestLate)
         {
             return false;
         }
@@ -430,7 +428,7 @@ impl H1ClientStream {
 
     /// Makes closing the socket reset the connection while a response is sent that would seem complete otherwise.
     fn heed_end(&mut self) {
-        let resets = self.connection.would_end_answer();
+        let resets = self.connection.close_ends_answer();
         if resets != self.resets {
             self.resets = resets;
             if let Err(error) = self.io.get_ref().resets(resets) {
@@ -475,7 +473,7 @@ impl AsyncWrite for H1ClientStream {
         self.check_write(context)?;
         self.heed_end();
         self.look_for_end(context);
-        if bytes == LAST_CHUNK && !self.connection.is_free() && self.is_between_requests() {
+        if bytes == LAST_CHUNK && !self.connection.holds_no_permits() && self.is_between_requests() {
             self.keeps_end = true;
         }
         let polled = self.poll_head(context);
@@ -541,7 +539,7 @@ impl Drop for H1ClientStream {
         }
         let Some(dropped) = self.dropped.take() else { return };
         let stays = self.connection.take_keep_open() && self.is_between_requests();
-        if stays || self.is_owed_reading() {
+        if stays || self.must_read_rest() {
             let rest = Box::new(Self {
                 io: std::mem::replace(&mut self.io, BufWriter::with_capacity(0, Socket::Moved)),
                 id: self.id,

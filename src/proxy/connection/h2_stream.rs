@@ -169,7 +169,7 @@ impl H2ClientStream {
         }
         self.answer = Some(answer);
         self.ended = end;
-        if end && !self.connection.may_end() {
+        if end && !self.connection.release_at_end() {
             self.kept = true;
             return Ok(());
         }
@@ -199,7 +199,7 @@ impl H2ClientStream {
             let is_end = part.is_empty();
             if is_end && is_last {
                 // Releases the request's permits if this is known to be the end of the response.
-                self.connection.may_end();
+                self.connection.release_at_end();
             }
             let Some(writer) = &mut self.writer else { return Ok(()) };
             let sent = writer.send_data(piece, end && is_end);
@@ -245,7 +245,7 @@ impl H2ClientStream {
 
     fn write_end(&mut self, trailers: Option<HeaderMap>) -> Result<()> {
         let Some(writer) = self.writer.as_mut().filter(|_| !self.ended) else { return Ok(()) };
-        self.connection.may_end();
+        self.connection.release_at_end();
         let written = match trailers {
             Some(trailers) => writer.send_trailers(trailers),
             None => writer.send_data(Bytes::new(), true),
@@ -351,7 +351,7 @@ impl custom::Session for H2ClientStream {
 
     async fn finish(&mut self) -> Result<()> {
         // Pingora calls this twice: at the end of the response, and at the end of the request.
-        if self.connection.is_free() {
+        if self.connection.holds_no_permits() {
             self.let_go()?;
         }
         self.write_end(None)

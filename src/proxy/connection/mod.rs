@@ -87,16 +87,16 @@ pub struct Connection {
     /// For a stream: the part of its request body to be sent again.
     rewound: Mutex<Option<Bytes>>,
     /// Whether the client speaks HTTP/1.0.
-    is_old: AtomicBool,
+    http10: AtomicBool,
     /// Whether the end of the request body is withheld from the reader, and how much of the body has been read.
-    keeps_body_end: AtomicBool,
+    keep_body_end: AtomicBool,
     body: AtomicU8,
     /// Whether a response is being sent whose end is the end of the connection.
-    ends_answer: AtomicBool,
+    close_ends_answer: AtomicBool,
     /// Whether its request still holds permits.
     holds: AtomicBool,
     /// The permits of a stream's request, until the rest of its response has been handed over.
-    places: Mutex<Option<Box<dyn Send>>>,
+    permits: Mutex<Option<Box<dyn Send>>>,
     due: StageTimer,
     buffered: BufferedBytes,
     close: CloseState,
@@ -154,12 +154,12 @@ impl Connection {
             in_exchange: AtomicBool::new(false),
             stays: AtomicBool::new(false),
             rewound: Mutex::default(),
-            is_old: AtomicBool::new(false),
-            keeps_body_end: AtomicBool::new(false),
+            http10: AtomicBool::new(false),
+            keep_body_end: AtomicBool::new(false),
             body: AtomicU8::new(BODY_COMES),
-            ends_answer: AtomicBool::new(false),
+            close_ends_answer: AtomicBool::new(false),
             holds: AtomicBool::new(false),
-            places: Mutex::default(),
+            permits: Mutex::default(),
             due: StageTimer::new(),
             buffered: BufferedBytes::default(),
             close: CloseState::new(),
@@ -229,27 +229,27 @@ impl Connection {
     }
 
     /// Sets whether the current request is HTTP/1.0.
-    pub fn is_old(&self, is_old: bool) {
-        self.is_old.store(is_old, Ordering::Relaxed);
+    pub fn set_http10(&self, is_http10: bool) {
+        self.http10.store(is_http10, Ordering::Relaxed);
     }
 
     /// Whether it is. Such a client does not know interim responses.
-    pub(super) fn speaks_old(&self) -> bool {
-        self.is_old.load(Ordering::Relaxed)
+    pub(super) fn is_http10(&self) -> bool {
+        self.http10.load(Ordering::Relaxed)
     }
 
     /// Sets whether the end of the body is withheld from the reader.
-    pub fn keeps_body_end(&self, keeps: bool) {
-        self.keeps_body_end.store(keeps, Ordering::Relaxed);
+    pub fn set_keep_body_end(&self, keeps: bool) {
+        self.keep_body_end.store(keeps, Ordering::Relaxed);
     }
 
     /// Whether it is.
-    pub(super) fn is_to_keep_body_end(&self) -> bool {
-        self.keeps_body_end.load(Ordering::Relaxed)
+    pub(super) fn keeps_body_end(&self) -> bool {
+        self.keep_body_end.load(Ordering::Relaxed)
     }
 
     /// Sets how much of the body has been read.
-    pub(super) fn has_of_body(&self, much: u8) {
+    pub(super) fn set_body_progress(&self, much: u8) {
         self.body.store(much, Ordering::Relaxed);
     }
 
@@ -264,45 +264,45 @@ impl Connection {
     }
 
     /// Sets whether a response is being sent whose end is the end of the connection.
-    pub fn ends_answer(&self, is_under_way: bool) {
-        self.ends_answer.store(is_under_way, Ordering::Relaxed);
+    pub fn set_close_ends_answer(&self, is_under_way: bool) {
+        self.close_ends_answer.store(is_under_way, Ordering::Relaxed);
     }
 
     /// Whether one is: closing the connection would make it look complete.
-    pub(super) fn would_end_answer(&self) -> bool {
-        self.ends_answer.load(Ordering::Relaxed)
+    pub(super) fn close_ends_answer(&self) -> bool {
+        self.close_ends_answer.load(Ordering::Relaxed)
     }
 
     /// A request has been admitted and holds permits.
-    pub(super) fn holds(&self) {
+    pub(super) fn mark_permits_held(&self) {
         self.holds.store(true, Ordering::Relaxed);
     }
 
     /// Whether no request holds permits.
-    pub(super) fn is_free(&self) -> bool {
+    pub(super) fn holds_no_permits(&self) -> bool {
         !self.holds.load(Ordering::Relaxed)
     }
 
     /// The response is complete, and the request's permits are released. For a stream that may have to wait for the
     /// client to accept the `rest`, that happens when the rest has been handed over.
-    pub(super) fn release_with(&self, places: impl Send + 'static, rest: bool) {
+    pub(super) fn release_with(&self, permits: impl Send + 'static, rest: bool) {
         if rest && self.is_stream() {
-            *self.places() = Some(Box::new(places));
+            *self.permits() = Some(Box::new(permits));
         } else {
-            drop(places);
+            drop(permits);
             self.holds.store(false, Ordering::Relaxed);
         }
     }
 
     /// Called before the last byte of a stream's response is handed over: releases the permits. Returns whether they
     /// are released; they are not if the response is not known to be complete.
-    pub(super) fn may_end(&self) -> bool {
-        if self.is_free() {
+    pub(super) fn release_at_end(&self) -> bool {
+        if self.holds_no_permits() {
             return true;
         }
-        let places = self.places().take();
-        let knew = places.is_some();
-        drop(places);
+        let permits = self.permits().take();
+        let knew = permits.is_some();
+        drop(permits);
         if knew {
             self.holds.store(false, Ordering::Relaxed);
         }
@@ -310,17 +310,17 @@ impl Connection {
     }
 
     /// The request has ended: releases its permits.
-    pub(super) fn frees(&self) {
-        if !self.is_free() {
-            let places = self.places().take();
-            drop(places);
+    pub(super) fn release_permits(&self) {
+        if !self.holds_no_permits() {
+            let permits = self.permits().take();
+            drop(permits);
             self.holds.store(false, Ordering::Relaxed);
         }
     }
 
-    fn places(&self) -> MutexGuard<'_, Option<Box<dyn Send>>> {
+    fn permits(&self) -> MutexGuard<'_, Option<Box<dyn Send>>> {
         // The value is valid even if a thread panicked while it held the lock.
-        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+        self.permits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Sets whether an exchange serves the request. An exchange checks the backend's deadlines itself and is woken

@@ -351,7 +351,7 @@ impl Drop for ConnectionGuard {
     fn drop(&mut self) {
         self.connections.shard(self.shard).remove(self.key);
         if self.connection.is_stream() {
-            self.connection.frees();
+            self.connection.release_permits();
             return;
         }
         self.connections.open.fetch_sub(1, Ordering::AcqRel);

@@ -304,16 +304,16 @@ impl Exchange<'_> {
         // An invalid start of the body is found here, before any of the response is sent to the client.
         let part = attempt.begin_answer(lead, end, framing)?;
         proxy.note_first_byte(self.ctx, answer.status);
-        self.connection.ends_answer(by_close);
+        self.connection.set_close_ends_answer(by_close);
         self.written = Some(answer.status);
         if is_upgrade {
             let tunnel = attempt.into_tunnel();
             self.tunnel(tunnel).await;
             return Ok(());
         }
-        let given = give(&proxy, self.ctx, &mut attempt, part).await;
+        let sent = send_part(&proxy, self.ctx, &mut attempt, part).await;
         self.sent = attempt.sent;
-        given?;
+        sent?;
         if let (Some(backend), Some(server)) = (attempt.into_reusable(&answer, end), server) {
             upstream.keep_connection(&server, backend);
         }
@@ -364,7 +364,12 @@ impl Exchange<'_> {
 }
 
 /// Sends the rest of a response to the client; `part` is the result for the bytes received so far.
-async fn give(proxy: &Proxy, ctx: &mut Ctx, attempt: &mut Attempt<'_>, mut part: Part) -> Result<(), Broken> {
+async fn send_part(
+    proxy: &Proxy,
+    ctx: &mut Ctx,
+    attempt: &mut Attempt<'_>,
+    mut part: Part,
+) -> Result<(), Broken> {
     while let Part::Some = part {
         part = attempt.next_part().await?;
         proxy.check_time_left(ctx).map_err(Broken::Other)?;

@@ -9,7 +9,7 @@ use crate::policy::http::head::Framing;
 use crate::policy::keys::denial::Denial;
 use crate::proxy::request::attempt::ForwardError;
 use crate::proxy::response::reply::{self, DRAIN_WITHIN, DRAINED, Reply};
-use crate::proxy::service::{frees, give_back, outcome_of};
+use crate::proxy::service::{give_back, outcome_of, release_permits};
 use http::header::EXPECT;
 use std::pin::Pin;
 use std::task::{Poll, ready};
@@ -68,7 +68,7 @@ impl Exchange<'_> {
         self.may_stay &= self.client.is_between_requests() && self.connection.close_reason().is_none();
         let left = self.ctx.admission.as_ref().map(|admission| admission.left().clone());
         // The request's permits are released before the client can read the error.
-        frees(self.ctx);
+        release_permits(self.ctx);
         let proxy = self.server.proxy;
         let at = proxy.clock.now().wall;
         match reply::answer(&self.message, self.ctx, &proxy.limits, &denial, left.as_ref(), at) {

@@ -30,7 +30,7 @@ use std::time::Duration;
 
 /// What a request holds while it is in flight: the counts of its key and workspace, and its permits at the upstream
 /// and a server. Dropping it releases all of them.
-struct Places {
+struct ReleasedPermits {
     _admission: Option<Admission>,
     _permit: Option<RequestPermit>,
     _busy: Option<ServerInFlightGuard>,
@@ -180,7 +180,7 @@ impl Proxy {
     }
 
     /// Whether the step that has just failed was cut short by the timeout of the whole request.
-    fn has_had_its_time(&self, ctx: &Ctx) -> bool {
+    fn is_past_time(&self, ctx: &Ctx) -> bool {
         upstream_of(ctx).and_then(|upstream| self.left(upstream, ctx)).is_some_and(|left| left <= TIMER_GRAIN)
     }
 
@@ -219,7 +219,7 @@ impl Proxy {
             }
             // Any other server would fail in the same way.
             ConnectError::LocalShortage => return false,
-            ConnectError::Timeout | ConnectError::TlsTimeout if self.has_had_its_time(ctx) => {
+            ConnectError::Timeout | ConnectError::TlsTimeout if self.is_past_time(ctx) => {
                 ServerFailure::RequestTimeout
             }
             ConnectError::TlsTimeout => ServerFailure::TlsTimeout,
@@ -299,15 +299,15 @@ impl Proxy {
             return;
         }
         Self::on_served(ctx, false);
-        let places = Places {
+        let permits = ReleasedPermits {
             _admission: ctx.admission.take(),
             _permit: ctx.attempts.permit.take(),
             _busy: ctx.attempts.current.take(),
         };
         if let Some(connection) = &ctx.connection {
-            connection.ends_answer(false);
-            connection.answer_is_whole();
-            connection.release_with(places, rest);
+            connection.set_close_ends_answer(false);
+            connection.mark_answer_complete();
+            connection.release_with(permits, rest);
         }
     }
 
@@ -349,7 +349,7 @@ impl Proxy {
         if error.progress != AttemptFailure::NotProcessed && !closed_while_idle {
             let failure = match error.timeout {
                 Some(BackendTimeout::Read) => self.timeout_failure(ctx),
-                Some(BackendTimeout::Write) if !self.has_had_its_time(ctx) => ServerFailure::WriteTimeout,
+                Some(BackendTimeout::Write) if !self.is_past_time(ctx) => ServerFailure::WriteTimeout,
                 Some(BackendTimeout::Write) => ServerFailure::RequestTimeout,
                 None => ServerFailure::Broken,
             };
@@ -362,7 +362,7 @@ impl Proxy {
     /// Which timeout the backend has exceeded.
     fn timeout_failure(&self, ctx: &Ctx) -> ServerFailure {
         match ctx.attempts.is_answered() {
-            _ if self.has_had_its_time(ctx) => ServerFailure::RequestTimeout,
+            _ if self.is_past_time(ctx) => ServerFailure::RequestTimeout,
             true => ServerFailure::ReadTimeout,
             false => ServerFailure::FirstByteTimeout,
         }

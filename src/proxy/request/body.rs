@@ -117,13 +117,13 @@ struct KeptEnd<'c>(&'c Connection);
 
 impl<'c> KeptEnd<'c> {
     fn of(connection: &'c Connection) -> Self {
-        connection.keeps_body_end(true);
+        connection.set_keep_body_end(true);
         Self(connection)
     }
 }
 
 impl Drop for KeptEnd<'_> {
     fn drop(&mut self) {
-        self.0.keeps_body_end(false);
+        self.0.set_keep_body_end(false);
     }
 }

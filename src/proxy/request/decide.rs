@@ -133,7 +133,7 @@ impl Proxy {
         ctx.record = Some(record);
         if let Some(connection) = &ctx.connection {
             connection.set_served_key(Some(admission.presented().clone()));
-            connection.holds();
+            connection.mark_permits_held();
         }
         ctx.note_key(admission.entry());
         ctx.degraded = admission.degraded();
@@ -185,7 +185,7 @@ impl Proxy {
     pub(in crate::proxy) fn begin(&self, message: &RequestMessage<'_>, ctx: &mut Ctx) {
         self.find_client(message, ctx);
         if let Some(connection) = &ctx.connection {
-            connection.is_old(message.version == Version::HTTP_10);
+            connection.set_http10(message.version == Version::HTTP_10);
         }
         if let Some(wanted) = message.fields.text(&ACCEPT_LANGUAGE) {
             ctx.lang = Lang::preferred(wanted);

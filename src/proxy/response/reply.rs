@@ -147,7 +147,7 @@ pub(in crate::proxy) fn frame_by_close(
     response.remove_header(&header::TRANSFER_ENCODING);
     session.set_keepalive(None);
     if let Some(connection) = connection {
-        connection.ends_answer(true);
+        connection.set_close_ends_answer(true);
     }
     Ok(())
 }

@@ -60,7 +60,7 @@ pub(in crate::proxy) async fn serve(
         let exchanged = exchange::serve(gateway, &mut client_stream, connection, request, is_last).await;
         let (known, request) = match exchanged {
             Exchanged::Next => continue,
-            Exchanged::Last if is_owed_reading(&client_stream, connection) => {
+            Exchanged::Last if must_read_rest(&client_stream, connection) => {
                 return linger_and_close(&mut client_stream, connection).await;
             }
             Exchanged::Last => {
@@ -115,7 +115,7 @@ pub(in crate::proxy) async fn serve(
 }
 
 /// Whether to read what the client still sends for a while, so that it can read its response.
-fn is_owed_reading(client_stream: &H1ClientStream, connection: &Connection) -> bool {
+fn must_read_rest(client_stream: &H1ClientStream, connection: &Connection) -> bool {
     let sends_on = !client_stream.is_between_requests() || !client_stream.buffered().is_empty();
     !connection.is_tunnel() && (sends_on || connection.close_reason().is_some())
 }

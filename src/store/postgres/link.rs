@@ -81,7 +81,7 @@ struct Bounds {
 struct Handshake(Option<<MakeRustlsConnect as MakeTlsConnect<Socket>>::TlsConnect>);
 
 /// The address of a server.
-enum Place {
+enum ServerAddress {
     Tcp(SocketAddr),
     Unix(PathBuf),
 }
@@ -108,15 +108,15 @@ impl Connector {
     pub(super) async fn connect(&self) -> Result<(Client, Link), Error> {
         let mut connected = self.fail(io::ErrorKind::NotFound).await;
         for (host, port) in &self.hosts {
-            let places = match self.places(host, *port).await {
-                Ok(places) => places,
+            let addresses = match self.addresses(host, *port).await {
+                Ok(addresses) => addresses,
                 Err(error) => {
                     connected = self.fail(error.kind()).await;
                     continue;
                 }
             };
-            for place in places {
-                connected = match self.open(&place).await {
+            for address in addresses {
+                connected = match self.open(&address).await {
                     Ok(socket) => self.speak(host, socket).await,
                     Err(error) => self.fail(error.kind()).await,
                 };
@@ -128,18 +128,18 @@ impl Connector {
         connected
     }
 
-    async fn places(&self, host: &str, port: u16) -> io::Result<Vec<Place>> {
+    async fn addresses(&self, host: &str, port: u16) -> io::Result<Vec<ServerAddress>> {
         if host.starts_with('/') {
-            return Ok(vec![Place::Unix(PathBuf::from(host).join(format!(".s.PGSQL.{port}")))]);
+            return Ok(vec![ServerAddress::Unix(PathBuf::from(host).join(format!(".s.PGSQL.{port}")))]);
         }
-        Ok(lookup_host((host, port)).await?.map(Place::Tcp).collect())
+        Ok(lookup_host((host, port)).await?.map(ServerAddress::Tcp).collect())
     }
 
-    async fn open(&self, place: &Place) -> io::Result<Socket> {
+    async fn open(&self, address: &ServerAddress) -> io::Result<Socket> {
         let opening = async {
-            match place {
-                Place::Unix(path) => Ok(Socket::Unix(UnixStream::connect(path).await?)),
-                Place::Tcp(address) => {
+            match address {
+                ServerAddress::Unix(path) => Ok(Socket::Unix(UnixStream::connect(path).await?)),
+                ServerAddress::Tcp(address) => {
                     let stream = TcpStream::connect(address).await?;
                     stream.set_nodelay(true)?;
                     let unanswered = u32::try_from((self.answer_within * 2).as_millis()).unwrap_or(u32::MAX);

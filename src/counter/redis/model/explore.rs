@@ -30,7 +30,7 @@ enum Step {
     /// A request arrives at a node: it takes a granted unit, or the node makes a call.
     Request(usize),
     /// A request is decided without Redis.
-    Alone(usize),
+    Fallback(usize),
     /// A node reports what is due.
     Settle(usize),
     /// The call arrives and is processed.
@@ -61,7 +61,7 @@ impl Step {
     const fn is_rare(self) -> bool {
         !matches!(
             self,
-            Self::Request(_) | Self::Alone(_) | Self::Settle(_) | Self::Arrive(_) | Self::Answer(_)
+            Self::Request(_) | Self::Fallback(_) | Self::Settle(_) | Self::Arrive(_) | Self::Answer(_)
         )
     }
 }
@@ -130,7 +130,7 @@ impl State {
     fn steps(&self, troubles: &[Trouble]) -> Vec<Step> {
         let mut steps = vec![Step::Moment];
         for (n, party) in self.parties.iter().enumerate() {
-            steps.extend([Step::Request(n), Step::Alone(n), Step::Settle(n)]);
+            steps.extend([Step::Request(n), Step::Fallback(n), Step::Settle(n)]);
             match &party.sent {
                 Some(Sent { told: None, .. }) => steps.extend([Step::Arrive(n), Step::Abandon(n)]),
                 Some(Sent { told: Some(_), .. }) => steps.extend([Step::Answer(n), Step::Abandon(n)]),
@@ -192,19 +192,19 @@ impl State {
                     return false;
                 }
             }
-            Step::Alone(n) => {
+            Step::Fallback(n) => {
                 let party = &mut self.parties[n];
                 party.pool.attempt(&limits(party.calendar));
-                let alone = FallbackState {
+                let outage = FallbackState {
                     nodes: 2,
                     share_unknown: false,
                     gone_since_ns: self.gone_since_ns,
                     well_ns: now.steady_ns,
                 };
-                if party.pool.may_spend_alone(&alone, now).is_err() {
+                if party.pool.may_spend_fallback(&outage, now).is_err() {
                     return false;
                 }
-                party.pool.spend_alone(&alone, now);
+                party.pool.spend_fallback(&outage, now);
                 self.admitted += 1;
             }
             Step::Settle(n) => {
@@ -252,7 +252,7 @@ impl State {
                 self.arrive(n, &ask, calendar);
             }
             Step::Crash(n) => {
-                self.untold += self.parties[n].pool.untold_units();
+                self.untold += self.parties[n].pool.unreported_units();
                 self.parties[n] = Party::new(self.born, self.parties[n].calendar);
                 self.born += 1;
             }
@@ -303,7 +303,7 @@ impl State {
         self.redis = RedisSide { server: self.redis.server + 1, young_until, lost: None, ..server };
         self.gone_since_ns = None;
         for party in &mut self.parties {
-            party.pool.tell_again();
+            party.pool.report_again();
         }
         self.now_us += 1_000;
     }
@@ -481,7 +481,7 @@ fn without_the_order_of_calls_a_limit_is_passed() {
 #[test]
 fn without_keeping_what_was_promised_in_an_outage_a_limit_is_passed() {
     let mut way = asks(0).to_vec();
-    way.extend([Step::Dies, Step::Alone(0), Step::Pause, Step::IsReached]);
+    way.extend([Step::Dies, Step::Fallback(0), Step::Pause, Step::IsReached]);
     way.extend([asks(1), asks(1), asks(1), asks(1)].concat());
     assert_eq!(admitted(&way, Guard::Lost), [LIMIT, LIMIT + 1]);
 }

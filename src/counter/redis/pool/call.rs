@@ -32,7 +32,7 @@ impl SubjectPool {
         self.telling.append(&mut self.untold);
         fallback::fold(&mut self.telling);
         let windows = self.own.each_mut().map(|own| {
-            own.alone = 0;
+            own.fallback = 0;
             if !keeps {
                 own.promise = None;
             }
@@ -100,8 +100,8 @@ impl SubjectPool {
             if is_limited(WINDOWS[n]) {
                 // What Redis reserves for this node besides the grant; some of it was spent while the call was in flight.
                 let kept = said.held.saturating_sub(grant.units).max(grant.promises[n]);
-                spent_twice = spent_twice.max(own.alone.saturating_sub(kept));
-                own.promise = Some(grant.promises[n].min(kept.saturating_sub(own.alone)));
+                spent_twice = spent_twice.max(own.fallback.saturating_sub(kept));
+                own.promise = Some(grant.promises[n].min(kept.saturating_sub(own.fallback)));
             }
         }
         self.telling.clear();
@@ -133,12 +133,12 @@ impl SubjectPool {
     /// Drops expired units, and returns whether a report to Redis is due although nobody waits.
     pub fn needs_call(&mut self, now_ns: u64) -> bool {
         self.expire(now_ns);
-        self.unsure || self.is_untold() || self.places_are_due(now_ns)
+        self.unsure || self.is_unreported() || self.places_are_due(now_ns)
     }
 
     /// Whether a report to Redis will be due sooner or later.
     pub fn owes(&self) -> bool {
-        self.unsure || self.is_untold() || !self.hand.is_empty() || self.places > 0
+        self.unsure || self.is_unreported() || !self.hand.is_empty() || self.places > 0
     }
 
     /// Whether Redis answered at or after this instant of steady time.
@@ -147,17 +147,17 @@ impl SubjectPool {
     }
 
     /// Redis may have lost its data: everything is reported again.
-    pub const fn tell_again(&mut self) {
+    pub const fn report_again(&mut self) {
         self.unsure = true;
     }
 
     /// What was spent without Redis and is not confirmed yet.
     #[cfg(test)]
-    pub fn untold_units(&self) -> u64 {
+    pub fn unreported_units(&self) -> u64 {
         self.telling.iter().chain(&self.untold).map(|u| u.units).sum()
     }
 
-    fn is_untold(&self) -> bool {
+    fn is_unreported(&self) -> bool {
         let have = self.units();
         self.own.iter().any(|own| own.since > 0 && own.told != own.spent.saturating_add(have))
     }

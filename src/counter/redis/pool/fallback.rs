@@ -8,18 +8,20 @@ use super::{
 
 impl SubjectPool {
     /// Whether one more request may be admitted without Redis.
-    pub fn may_spend_alone(&mut self, alone: &FallbackState, now: Now) -> Result<(), Box<Refusal>> {
+    pub fn may_spend_fallback(&mut self, outage: &FallbackState, now: Now) -> Result<(), Box<Refusal>> {
         self.turn_own(now.wall);
-        let nodes = alone.nodes.max(1);
+        let nodes = outage.nodes.max(1);
         let share = self.share_of_rates(nodes);
         if nodes > 1 {
             // A single node has spent everything that was spent; of several nodes, others may have spent what there was.
-            self.rates.empty_buckets(&share, alone.well_ns);
+            self.rates.empty_buckets(&share, outage.well_ns);
         }
         let mut refused = self.rates.check(&share, 1, now).err();
         for limit in self.limits.iter() {
             let retry = match limit.rule {
-                LimitRule::Window { per, max } if !self.may_spend_of(per, max, alone, now) => PROMISE_RETRY,
+                LimitRule::Window { per, max } if !self.may_spend_window(per, max, outage, now) => {
+                    PROMISE_RETRY
+                }
                 LimitRule::InFlight { max } if self.in_flight >= max / nodes => PROMISE_RETRY,
                 _ => continue,
             };
@@ -35,7 +37,7 @@ impl SubjectPool {
         if refused.retry == RetryAfter::Never && refused.limit.max() > 0 {
             refused.retry = RetryAfter::Wait(PROMISE_RETRY);
         }
-        Err(Box::new(Refusal { refused, left: self.left_alone(now) }))
+        Err(Box::new(Refusal { refused, left: self.left_fallback(now) }))
     }
 
     fn turn_own(&mut self, wall: Timestamp) {
@@ -47,39 +49,39 @@ impl SubjectPool {
         self.limits.iter().filter_map(|l| share_of_rate(l, nodes)).collect()
     }
 
-    fn may_spend_of(&self, per: Per, max: u64, alone: &FallbackState, now: Now) -> bool {
+    fn may_spend_window(&self, per: Per, max: u64, outage: &FallbackState, now: Now) -> bool {
         let Some(own) = per.window_index().map(|n| &self.own[n]) else { return false };
         // Nobody else is granted what was promised: for a while, and as long as no Redis could grant it.
         let keeps = now.steady_ns < self.promised_until_ns
-            || alone.gone_since_ns.is_some_and(|gone_ns| gone_ns < self.promised_until_ns);
+            || outage.gone_since_ns.is_some_and(|gone_ns| gone_ns < self.promised_until_ns);
         match own.promise {
             Some(promise) if keeps && promise > 0 => true,
             None if self.heard_at.is_some_and(|heard_at| heard_at < own.window.start) => {
-                own.spent < max / alone.nodes.max(1)
+                own.spent < max / outage.nodes.max(1)
             }
             _ => {
                 let known = own.heard.saturating_add(own.spent.saturating_sub(own.told));
-                alone.share_unknown && own.spent < max / alone.nodes.max(1) && known < max
+                outage.share_unknown && own.spent < max / outage.nodes.max(1) && known < max
             }
         }
     }
 
     /// Admits one request without Redis.
-    pub fn spend_alone(&mut self, alone: &FallbackState, now: Now) -> TakenUnits {
+    pub fn spend_fallback(&mut self, outage: &FallbackState, now: Now) -> TakenUnits {
         self.turn_own(now.wall);
         for own in &mut self.own {
-            own.alone = own.alone.saturating_add(1);
+            own.fallback = own.fallback.saturating_add(1);
             own.promise = own.promise.map(|p| p.saturating_sub(1));
         }
-        let share = self.share_of_rates(alone.nodes.max(1));
+        let share = self.share_of_rates(outage.nodes.max(1));
         let mark = self.rates.take_rates(&share, 1, now);
         self.count();
-        self.note_untold(now.wall.as_micros());
+        self.note_unreported(now.wall.as_micros());
         TakenUnits { generation: self.generation, mark, debited_us: None }
     }
 
     /// What is left for this node.
-    pub fn left_alone(&self, now: Now) -> LimitsLeft {
+    pub fn left_fallback(&self, now: Now) -> LimitsLeft {
         let left = |limit: &Limit| {
             let remaining = match limit.rule {
                 LimitRule::Window { per, max } => {
@@ -97,7 +99,7 @@ impl SubjectPool {
         self.limits.iter().map(left).collect()
     }
 
-    fn note_untold(&mut self, at_us: i64) {
+    fn note_unreported(&mut self, at_us: i64) {
         match self.untold.last_mut() {
             Some(last) if last.at_us.div_euclid(SECOND_US) == at_us.div_euclid(SECOND_US) => {
                 last.units += 1;
