@@ -10,6 +10,7 @@ use crate::clock::Timestamp;
 use crate::model::calendar::Calendar;
 use crate::model::fault::Fault;
 use crate::model::key::Per;
+use crate::model::tokens::TokenCounts;
 use crate::model::usage::Quantiles;
 use crate::policy::keys::calendar::Window;
 use crate::store::{Interval, KeyStats, UsagePoint, UsageRange};
@@ -77,7 +78,29 @@ pub(super) struct StatsView {
     denied: u64,
     /// Requests that were not denied and reached no backend; they are not in the total.
     unreached: u64,
+    #[serde(flatten)]
+    spent: SpentView,
+}
+
+/// Tokens and cost of requests; of routes without a meter they are 0.
+#[derive(Serialize, ToSchema)]
+pub(super) struct SpentView {
+    /// All tokens.
     tokens_used: u64,
+    /// Input, cached tokens included.
+    input_tokens: u64,
+    /// Input that was read from a cache.
+    cached_tokens: u64,
+    /// Input that was written to a cache.
+    cache_write_tokens: u64,
+    /// Output, reasoning included.
+    output_tokens: u64,
+    /// Output that was reasoning.
+    reasoning_tokens: u64,
+    /// Audio, of input and output.
+    audio_tokens: u64,
+    /// Cost in billionths of the currency unit, of the requests whose cost is known.
+    cost_nano: u64,
 }
 
 /// Response times of requests that were not denied, in milliseconds; 0 when there were none.
@@ -113,7 +136,8 @@ pub(super) struct PointView {
     errors: u64,
     #[serde(flatten)]
     latency: LatencyView,
-    tokens_used: u64,
+    #[serde(flatten)]
+    spent: SpentView,
     bytes_in: u64,
     bytes_out: u64,
 }
@@ -202,7 +226,8 @@ impl StatsView {
             unreached,
             errors,
             last_used_at,
-            tokens_used,
+            tokens,
+            cost_nano,
             response_time,
         } = *stats;
         let admitted = total_requests + unreached;
@@ -217,7 +242,23 @@ impl StatsView {
             error_rate,
             denied,
             unreached,
-            tokens_used,
+            spent: SpentView::new(tokens, cost_nano),
+        }
+    }
+}
+
+impl SpentView {
+    pub(super) fn new(tokens: TokenCounts, cost_nano: u64) -> Self {
+        let TokenCounts { total, input, cached, cache_write, output, reasoning, audio } = tokens;
+        Self {
+            tokens_used: total,
+            input_tokens: input,
+            cached_tokens: cached,
+            cache_write_tokens: cache_write,
+            output_tokens: output,
+            reasoning_tokens: reasoning,
+            audio_tokens: audio,
+            cost_nano,
         }
     }
 }
@@ -257,15 +298,24 @@ impl SeriesView {
 
 impl PointView {
     fn new(point: &UsagePoint) -> Self {
-        let UsagePoint { start, requests, denied, errors, tokens_used, bytes_in, bytes_out, response_time } =
-            *point;
+        let UsagePoint {
+            start,
+            requests,
+            denied,
+            errors,
+            tokens,
+            cost_nano,
+            bytes_in,
+            bytes_out,
+            response_time,
+        } = *point;
         Self {
             start: millis(start),
             requests,
             denied,
             errors,
             latency: LatencyView::new(response_time),
-            tokens_used,
+            spent: SpentView::new(tokens, cost_nano),
             bytes_in,
             bytes_out,
         }
@@ -277,7 +327,8 @@ impl PointView {
             requests: 0,
             denied: 0,
             errors: 0,
-            tokens_used: 0,
+            tokens: TokenCounts::default(),
+            cost_nano: 0,
             bytes_in: 0,
             bytes_out: 0,
             response_time: Quantiles::default(),
@@ -304,7 +355,16 @@ mod tests {
             requests: 7,
             denied: 1,
             errors: 2,
-            tokens_used: 3,
+            tokens: TokenCounts {
+                total: 3,
+                input: 6,
+                cached: 7,
+                cache_write: 8,
+                output: 9,
+                reasoning: 10,
+                audio: 11,
+            },
+            cost_nano: 12,
             bytes_in: 4,
             bytes_out: 5,
             response_time: Quantiles { count: 6, mean_us: 1_234, p50_us: 1, p95_us: 2_000, p99_us: 3_500 },
@@ -317,7 +377,8 @@ mod tests {
             shown,
             serde_json::json!({"start": millis(hour(1)), "requests": 7, "denied": 1, "errors": 2,
                 "avg_response_time": 1.234, "p50": 0.001, "p95": 2.0, "p99": 3.5,
-                "tokens_used": 3, "bytes_in": 4, "bytes_out": 5})
+                "tokens_used": 3, "input_tokens": 6, "cached_tokens": 7, "cache_write_tokens": 8, "output_tokens": 9,
+                "reasoning_tokens": 10, "audio_tokens": 11, "cost_nano": 12, "bytes_in": 4, "bytes_out": 5})
         );
     }
 
@@ -350,7 +411,8 @@ mod tests {
             unreached,
             errors,
             last_used_at: None,
-            tokens_used: 0,
+            tokens: TokenCounts::default(),
+            cost_nano: 0,
             response_time: Quantiles::default(),
         };
         for (total, unreached, errors, expected) in [(6, 2, 2, 0.25), (0, 0, 0, 0.0), (0, 5, 5, 1.0)] {

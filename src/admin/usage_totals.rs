@@ -1,4 +1,4 @@
-//! Totals of the requests of a workspace: in total, by key and by resource.
+//! Totals of the requests of a workspace: in total, by key, resource, end user, route and model.
 
 use super::caller::WorkspaceReader;
 use super::context::AdminState;
@@ -6,15 +6,22 @@ use super::envelope::{ApiResponse, Detail, Envelope};
 use super::error::AdminError;
 use super::extract::{FromParams, Query, QueryParams};
 use super::page::{Listed, fractional_millis, in_order, millis, page_request};
+use super::usage::SpentView;
 use crate::clock::Timestamp;
 use crate::model::calendar::Calendar;
 use crate::model::fault::Fault;
 use crate::model::key::Per;
 use crate::policy::keys::calendar::Window;
-use crate::store::{Page, PageRequest, UsageGroup, UsageGroupTotal, UsageTotal, UsageTotalsFilter};
+use crate::store::{
+    Page, PageRequest, UsageGroup, UsageGroupName, UsageGroupTotal, UsageTotal, UsageTotalsFilter,
+};
 use axum::extract::State;
 use serde::Serialize;
+use std::time::Duration;
 use utoipa::{IntoParams, ToSchema};
+
+/// Longest range of totals of end users. There may be very many of them, and each has a row for each day.
+const END_USER_SPAN: Duration = Duration::from_hours(31 * 24);
 
 // === requests ===
 
@@ -23,9 +30,9 @@ use utoipa::{IntoParams, ToSchema};
 #[into_params(parameter_in = Query)]
 #[expect(dead_code, reason = "says in the OpenAPI document what `UsageTotalsQuery` reads")]
 pub(super) struct UsageTotalsParams {
-    /// `key` or `resource`: also totals of each. Absent: only totals of the workspace.
+    /// `key`, `resource`, `end_user`, `route` or `model`: also totals of each. Absent: only totals of the workspace.
     group_by: Option<String>,
-    /// Only of keys of this resource.
+    /// Only of keys of this resource. Not together with `group_by=end_user`, `route` or `model`.
     resource_id: Option<String>,
     /// First instant: epoch seconds, epoch milliseconds or RFC 3339; totals begin with its UTC day. Absent: with the first
     /// request.
@@ -54,7 +61,18 @@ impl FromParams for UsageTotalsQuery {
         in_order(params, ("from", "to"), from, to);
         let filter =
             UsageTotalsFilter { days: whole_days(from, to), resource_id: params.text("resource_id") };
-        Self { group_by: params.word("group_by"), filter, page: page_request(params) }
+        let group_by: Option<UsageGroup> = params.word("group_by");
+        let by_others = group_by.filter(|by| !matches!(by, UsageGroup::Key | UsageGroup::Resource));
+        if let Some(by) = by_others
+            && filter.resource_id.is_some()
+        {
+            params.refuse("resource_id", format!("cannot be given with group_by={}", by.as_str()));
+        }
+        let is_long = filter.days.is_some_and(|(from, to)| to.since(from) > END_USER_SPAN);
+        if group_by == Some(UsageGroup::EndUser) && is_long {
+            params.refuse("from", "must be at most 31 days before to with group_by=end_user");
+        }
+        Self { group_by, filter, page: page_request(params) }
     }
 }
 
@@ -75,7 +93,7 @@ fn whole_days(from: Option<Timestamp>, to: Option<Timestamp>) -> Option<(Timesta
 /// Totals of a workspace, and of its keys or resources.
 #[derive(Serialize, ToSchema)]
 pub(super) struct UsageTotalsView {
-    /// `key`, `resource`, or null.
+    /// `key`, `resource`, `end_user`, `route`, `model`, or null.
     group_by: Option<&'static str>,
     /// Start of the first UTC day, in epoch milliseconds; null: with the first request.
     from: Option<i64>,
@@ -100,7 +118,8 @@ pub(super) struct UsageTotalView {
     errors: u64,
     /// Charged requests.
     quota_used: u64,
-    tokens_used: u64,
+    #[serde(flatten)]
+    spent: SpentView,
     bytes_in: u64,
     bytes_out: u64,
     /// Epoch milliseconds; null: not yet.
@@ -109,25 +128,48 @@ pub(super) struct UsageTotalView {
     avg_response_time: Option<f64>,
 }
 
-/// Totals of a key or resource.
+/// Totals of a key, resource, end user, route or model.
 #[derive(Serialize, ToSchema)]
 pub(super) struct UsageGroupView {
-    /// The key; only with `group_by=key`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    key_id: Option<String>,
-    /// What people call it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    name: Option<String>,
-    resource_id: String,
+    #[serde(flatten)]
+    of: UsageGroupNameView,
     #[serde(flatten)]
     total: UsageTotalView,
+}
+
+/// What a group is of; only the fields of this kind of group are there.
+#[derive(Default, Serialize, ToSchema)]
+pub(super) struct UsageGroupNameView {
+    /// With `group_by=key`: the key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key_id: Option<String>,
+    /// With `group_by=key`: what people call it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<String>,
+    /// With `group_by=key` or `resource`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    resource_id: Option<String>,
+    /// With `group_by=end_user`: the end user.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    end_user_id: Option<String>,
+    /// With `group_by=end_user`: the customer's name for it, unless it was removed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    other_id: Option<String>,
+    /// With `group_by=route`: the route's name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    route: Option<String>,
+    /// With `group_by=model`: the model that answered, or else the one that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    model: Option<String>,
 }
 
 // === handlers ===
 
 /// Totals of a workspace
 ///
-/// Role `viewer`. The time does not depend on the length of the ledger; usage of deleted keys counts.
+/// Role `viewer`. The time does not depend on the length of the ledger; usage of deleted keys counts. Groups of end users,
+/// routes and models have what was recorded since the version that keeps them; a request without an end user, without a
+/// route or without a meter is in the totals and in no such group.
 #[utoipa::path(get, path = "/usage", tag = "Usage", params(UsageTotalsParams), responses(
     (status = 200, description = "Totals", body = Envelope<UsageTotalsView>),
     (status = "default", description = "Refused", body = Envelope<Detail>),
@@ -165,7 +207,8 @@ impl UsageTotalView {
             unreached,
             errors,
             charged,
-            tokens_used,
+            tokens,
+            cost_nano,
             bytes_in,
             bytes_out,
             last_at,
@@ -177,7 +220,7 @@ impl UsageTotalView {
             unreached,
             errors,
             quota_used: charged,
-            tokens_used,
+            spent: SpentView::new(tokens, cost_nano),
             bytes_in,
             bytes_out,
             last_used_at: last_at.map(millis),
@@ -188,16 +231,34 @@ impl UsageTotalView {
 
 impl UsageGroupView {
     fn new(group: UsageGroupTotal) -> Self {
-        let UsageGroupTotal { key, resource_id, total } = group;
-        let (key_id, name) = key.map(|(id, name)| (id.to_string(), name)).unzip();
-        Self { key_id, name, resource_id, total: UsageTotalView::new(total) }
+        let UsageGroupTotal { of, total } = group;
+        Self { of: UsageGroupNameView::new(of), total: UsageTotalView::new(total) }
+    }
+}
+
+impl UsageGroupNameView {
+    fn new(of: UsageGroupName) -> Self {
+        let none = Self::default();
+        match of {
+            UsageGroupName::Key { id, name, resource_id } => Self {
+                key_id: Some(id.to_string()),
+                name: Some(name),
+                resource_id: Some(resource_id),
+                ..none
+            },
+            UsageGroupName::Resource(resource) => Self { resource_id: Some(resource), ..none },
+            UsageGroupName::EndUser { id, other_id } => {
+                Self { end_user_id: Some(id.to_string()), other_id, ..none }
+            }
+            UsageGroupName::Route(route) => Self { route: Some(route), ..none },
+            UsageGroupName::Model(model) => Self { model: Some(model), ..none },
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     #[test]
     fn a_range_is_moved_outwards_to_whole_days() {

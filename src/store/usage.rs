@@ -2,8 +2,9 @@
 
 use super::PageRequest;
 use crate::clock::Timestamp;
-use crate::model::id::{KeyId, RequestId, WorkspaceId};
+use crate::model::id::{EndUserId, KeyId, RequestId, WorkspaceId};
 use crate::model::key::words;
+use crate::model::tokens::TokenCounts;
 use crate::model::usage::Quantiles;
 use crate::model::usage::UsageRecord;
 
@@ -27,7 +28,9 @@ pub struct KeyStats {
     /// When its secret was last presented.
     pub last_used_at: Option<Timestamp>,
     /// Tokens.
-    pub tokens_used: u64,
+    pub tokens: TokenCounts,
+    /// Cost, in billionths of the currency unit.
+    pub cost_nano: u64,
     /// Response times of requests that were not denied.
     pub response_time: Quantiles,
 }
@@ -39,6 +42,12 @@ words!(
         Key = "key",
         /// Each resource.
         Resource = "resource",
+        /// Each end user.
+        EndUser = "end_user",
+        /// Each route.
+        Route = "route",
+        /// Each model.
+        Model = "model",
     }
 );
 
@@ -47,7 +56,7 @@ words!(
 pub struct UsageTotalsFilter {
     /// From the first instant until before the second, both extended to whole UTC days; none: all time.
     pub days: Option<(Timestamp, Timestamp)>,
-    /// Only of keys of this resource.
+    /// Only of keys of this resource; groups of end users, routes and models ignore it.
     pub resource_id: Option<String>,
 }
 
@@ -65,7 +74,9 @@ pub struct UsageTotal {
     /// Charged requests.
     pub charged: u64,
     /// Tokens.
-    pub tokens_used: u64,
+    pub tokens: TokenCounts,
+    /// Cost, in billionths of the currency unit.
+    pub cost_nano: u64,
     /// Body bytes from clients.
     pub bytes_in: u64,
     /// Body bytes to clients.
@@ -79,12 +90,37 @@ pub struct UsageTotal {
 /// Totals of one group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UsageGroupTotal {
-    /// The key and its name, if groups are keys.
-    pub key: Option<(KeyId, String)>,
-    /// The resource.
-    pub resource_id: String,
+    /// What it is of.
+    pub of: UsageGroupName,
     /// The totals.
     pub total: UsageTotal,
+}
+
+/// What a group of totals is of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum UsageGroupName {
+    /// A key.
+    Key {
+        /// Its id.
+        id: KeyId,
+        /// Its name.
+        name: String,
+        /// Its resource.
+        resource_id: String,
+    },
+    /// A resource.
+    Resource(String),
+    /// An end user.
+    EndUser {
+        /// Its id.
+        id: EndUserId,
+        /// The customer's name for it; none if it was removed.
+        other_id: Option<String>,
+    },
+    /// A route, by name.
+    Route(String),
+    /// A model: the one that answered, or else the one that was asked for.
+    Model(String),
 }
 
 words!(
@@ -122,7 +158,9 @@ pub struct UsagePoint {
     /// Requests that failed at the backend.
     pub errors: u64,
     /// Tokens.
-    pub tokens_used: u64,
+    pub tokens: TokenCounts,
+    /// Cost, in billionths of the currency unit.
+    pub cost_nano: u64,
     /// Body bytes from clients.
     pub bytes_in: u64,
     /// Body bytes to clients.

@@ -6,7 +6,7 @@ use keygate::model::calendar::{Calendar, zone};
 use keygate::model::fault::Fault;
 use keygate::model::id::{EndUserId, KeyId, WorkspaceId};
 use keygate::model::key::Per;
-use keygate::model::tokens::ReadingSource;
+use keygate::model::tokens::{ReadingSource, TokenCounts};
 use keygate::model::usage::Quantiles;
 use keygate::model::usage::{Outcome, UsageSubject};
 use keygate::model::usage::{UsageRecord, UsageTotals};
@@ -163,7 +163,7 @@ pub(crate) async fn numbers_too_large_are_cut_and_nul_is_replaced(place: Place) 
     };
     place.append(&[odd.clone(), UsageRecord { id: record(&key, T0).id, ..odd }]).await.unwrap();
     let stats = stats(&place, &w, &key, T0).await;
-    assert_eq!((stats.total_requests, stats.tokens_used), (2, most));
+    assert_eq!((stats.total_requests, stats.tokens.total), (2, most));
     let read = logs(&place, &w, &key, &LogFilter::default()).await.items.remove(0);
     assert_eq!((read.bytes_in, read.response_time_us, &*read.endpoint), (most, most, "/a\u{fffd}b"));
 }
@@ -374,7 +374,8 @@ pub(crate) async fn a_key_without_usage_has_zeroes(place: Place) {
         unreached: 0,
         errors: 0,
         last_used_at: None,
-        tokens_used: 0,
+        tokens: TokenCounts::default(),
+        cost_nano: 0,
         response_time: Quantiles::default(),
     };
     assert_eq!(stats(&place, &w, &key, T0).await, nothing);
@@ -403,7 +404,7 @@ pub(crate) async fn stats_count_by_outcome(place: Place) {
     place.append(&batch).await.unwrap();
     let stats = stats(&place, &w, &key, T0).await;
     assert_eq!((stats.total_requests, stats.requests_today, stats.unreached), (7, 7, 1));
-    assert_eq!((stats.quota_used, stats.denied, stats.errors, stats.tokens_used), (7, 2, 4, 12));
+    assert_eq!((stats.quota_used, stats.denied, stats.errors, stats.tokens.total), (7, 2, 4, 12));
     assert_eq!(stats.last_used_at, Some(after(3)));
 }
 
@@ -488,7 +489,8 @@ pub(crate) async fn charts_have_a_point_per_window_with_usage(place: Place) {
         requests: 2,
         denied: 1,
         errors: 0,
-        tokens_used: 0,
+        tokens: TokenCounts::default(),
+        cost_nano: 0,
         bytes_in: 20,
         bytes_out: 200,
         response_time: Quantiles { count: 1, mean_us: 1_000, p50_us: 999, p95_us: 999, p99_us: 999 },

@@ -149,7 +149,10 @@ macro_rules! behaviours {
                 a_receiver_that_goes_ends_the_spending;
             usage_totals:
                 totals_of_a_workspace_are_of_its_keys
-                sums_that_are_too_large_stay_at_the_largest;
+                sums_that_are_too_large_stay_at_the_largest
+                a_replayed_ledger_reproduces_every_total
+                groups_are_paged_and_end_users_have_their_names
+                groups_that_are_too_large_stay_at_the_largest;
             all_records:
                 all_records_come_once_by_their_ids
                 all_records_are_filtered

@@ -3,7 +3,8 @@
 use super::calls::api_and_token;
 use super::*;
 use crate::model::fault::Fault;
-use crate::model::id::{KeyId, RequestId};
+use crate::model::id::{EndUserId, KeyId, RequestId};
+use crate::model::tokens::{MeterReading, ReadingSource, TokenCounts};
 use crate::model::usage::{Outcome, UsageRecord};
 use crate::store::Ledger;
 
@@ -199,4 +200,60 @@ async fn logs_are_filtered_and_walked() {
             "{query}"
         );
     }
+}
+
+#[tokio::test]
+async fn totals_come_by_route_model_and_end_user() {
+    let (api, token) = api_and_token().await;
+    let key = api.key(&token, "n").await;
+    let user = EndUserId::new(NOW);
+    let mut metered = UsageRecord { end_user_id: Some(user), ..usage(&key, 1, 200, None) };
+    metered.set_reading(MeterReading {
+        tokens: TokenCounts {
+            total: 9,
+            input: 6,
+            cached: 2,
+            cache_write: 1,
+            output: 3,
+            reasoning: 1,
+            audio: 0,
+        },
+        model_requested: "gpt-4o".into(),
+        model_served: "gpt-4o-2024-08-06".into(),
+        provider_request_id: "".into(),
+        cost_nano: Some(1_500),
+        source: ReadingSource::Reported,
+    });
+    api.store.append(&[metered, usage(&key, 2, 200, None)]).await.expect("a ledger");
+    let get = async |query: &str| api.call(&token, "GET", &format!("/usage?{query}"), Value::Null).await;
+    for (by, name, requests) in [
+        ("route", json!({"route": "app"}), 2),
+        ("model", json!({"model": "gpt-4o-2024-08-06"}), 1),
+        ("end_user", json!({"end_user_id": user.to_string()}), 1),
+    ] {
+        let found = get(&format!("group_by={by}")).await.data();
+        assert_eq!((&found["group_by"], found["items"].as_array().map(Vec::len)), (&json!(by), Some(1)));
+        let group = &found["items"][0];
+        for (field, value) in name.as_object().expect("fields") {
+            assert_eq!(group[field], *value);
+        }
+        assert_eq!(group["total_requests"], requests, "{by}");
+        let spent = ["input_tokens", "cached_tokens", "output_tokens", "cost_nano"].map(|name| &group[name]);
+        assert_eq!(spent, [6, 2, 3, 1_500], "{by}");
+        assert!(group.get("key_id").is_none() && group.get("resource_id").is_none());
+    }
+    for (query, field) in [
+        ("group_by=model&resource_id=r", "resource_id"),
+        ("group_by=end_user&from=2026-01-01T00:00:00Z&to=2026-02-02T00:00:00Z", "from"),
+        ("group_by=mood", "group_by"),
+    ] {
+        let reply = get(query).await;
+        assert_eq!(
+            (reply.verdict().1, reply.data()["errors"][0]["field"].as_str()),
+            (1_003, Some(field)),
+            "{query}"
+        );
+    }
+    let month = get("group_by=end_user&from=2026-01-01T00:00:00Z&to=2026-02-01T00:00:00Z").await;
+    assert_eq!(month.verdict().1, 0);
 }

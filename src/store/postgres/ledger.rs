@@ -12,6 +12,7 @@ use crate::model::usage::{UsageRecord, UsageSubject, UsageTotals, usage_columns}
 use crate::policy::keys::calendar::Window;
 use crate::store::shared::decode::read_calendar;
 use crate::store::shared::fields::RowReader;
+use crate::store::shared::groups::tally_groups;
 use crate::store::shared::logs::LogSearch;
 use crate::store::shared::retention;
 use crate::store::shared::rollup::{RollupWindow, WindowWidth, tally};
@@ -194,9 +195,9 @@ async fn append(tx: &Tx<'_>, records: &[UsageRecord]) -> Result<u64, StoreError>
         return Ok(0);
     }
     // A record that is twice in the batch counts once: the first time removes its id from the set.
-    let new = records.iter().filter(|record| inserted.remove(&record.id.0));
-    let news = tally(new);
-    rollups::add(tx, &news).await?;
+    let new: Vec<&UsageRecord> = records.iter().filter(|record| inserted.remove(&record.id.0)).collect();
+    rollups::add(tx, &tally(new.iter().copied())).await?;
+    rollups::add_to_groups(tx, &tally_groups(new)).await?;
     Ok(count)
 }
 

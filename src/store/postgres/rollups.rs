@@ -8,11 +8,14 @@ use crate::model::id::KeyId;
 use crate::model::usage::{UsageSubject, UsageTotals};
 use crate::policy::keys::calendar::Window;
 use crate::store::shared::decode::{self, BATCH_MAX, read_point, read_tally, subject_columns, tally_columns};
-use crate::store::shared::fields::{RowReader, int};
+use crate::store::shared::fields::RowReader;
+use crate::store::shared::groups::GroupWindow;
 use crate::store::shared::rollup::{RollupTotals, RollupWindow, WindowWidth};
 use crate::store::shared::spent::{Bounds, SpentQuery};
+use crate::store::shared::sums::{self, SUMS, UsageSums, sums_columns};
 use crate::store::{Interval, UsagePoint, UsageRange};
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 use tokio::sync::mpsc;
 use tokio_postgres::types::ToSql;
 
@@ -44,18 +47,21 @@ struct RollupColumns<'w> {
     subjects: Vec<&'w [u8]>,
     widths: Vec<i64>,
     starts: Vec<i64>,
-    /// In the order of [`tally_columns`], without the sketch.
-    figures: [Vec<i64>; 11],
+    figures: [Vec<i64>; SUMS],
     sketches: Vec<Vec<u8>>,
 }
 
 async fn make_missing(tx: &Tx<'_>, columns: &RollupColumns<'_>) -> Result<(), StoreError> {
-    let sql = "INSERT INTO usage_rollups (subject_kind, subject_id, width, start, requests, denied, unreached, errors,
-                   charged, tokens, bytes_in, bytes_out, last_at, response_count, response_us_sum, sketch)
-               SELECT k, s, w, t, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, ''
-               FROM unnest($1::bigint[], $2::bytea[], $3::bigint[], $4::bigint[]) AS u (k, s, w, t)
-               ON CONFLICT DO NOTHING";
-    tx.execute(sql, &[&columns.kinds, &columns.subjects, &columns.widths, &columns.starts]).await?;
+    static SQL: LazyLock<String> = LazyLock::new(|| {
+        let (figures, zeros) = (sums_columns!(), vec!["0"; SUMS].join(", "));
+        format!(
+            "INSERT INTO usage_rollups (subject_kind, subject_id, width, start, {figures}, sketch)
+             SELECT k, s, w, t, {zeros}, ''
+             FROM unnest($1::bigint[], $2::bytea[], $3::bigint[], $4::bigint[]) AS u (k, s, w, t)
+             ON CONFLICT DO NOTHING"
+        )
+    });
+    tx.execute(&SQL, &[&columns.kinds, &columns.subjects, &columns.widths, &columns.starts]).await?;
     Ok(())
 }
 
@@ -92,42 +98,63 @@ async fn lock_and_read(
 
 /// Writes existing, locked rows. As an insert, because that finds each row by the index without planning.
 async fn write(tx: &Tx<'_>, columns: &RollupColumns<'_>) -> Result<(), StoreError> {
-    let sql = "INSERT INTO usage_rollups AS r (subject_kind, subject_id, width, start, requests, denied, unreached, errors,
-                   charged, tokens, bytes_in, bytes_out, last_at, response_count, response_us_sum, sketch)
-               SELECT * FROM unnest($1::bigint[], $2::bytea[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[],
-                   $7::bigint[], $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[], $12::bigint[],
-                   $13::bigint[], $14::bigint[], $15::bigint[], $16::bytea[])
-               ON CONFLICT (subject_kind, subject_id, width, start) DO UPDATE SET
-                   requests = excluded.requests, denied = excluded.denied,
-                   unreached = excluded.unreached, errors = excluded.errors,
-                   charged = excluded.charged, tokens = excluded.tokens, bytes_in = excluded.bytes_in,
-                   bytes_out = excluded.bytes_out, last_at = excluded.last_at,
-                   response_count = excluded.response_count, response_us_sum = excluded.response_us_sum,
-                   sketch = excluded.sketch";
-    let [f0, f1, f2, f3, f4, f5, f6, f7, f8, f9, f10] = &columns.figures;
-    tx.execute(
-        sql,
-        &[
-            &columns.kinds,
-            &columns.subjects,
-            &columns.widths,
-            &columns.starts,
-            f0,
-            f1,
-            f2,
-            f3,
-            f4,
-            f5,
-            f6,
-            f7,
-            f8,
-            f9,
-            f10,
-            &columns.sketches,
-        ],
-    )
-    .await?;
+    static SQL: LazyLock<String> = LazyLock::new(|| {
+        let (figures, replaced, arrays) = (sums_columns!(), sums::replaced(), arrays(5));
+        let sketches = SUMS + 5;
+        format!(
+            "INSERT INTO usage_rollups AS r (subject_kind, subject_id, width, start, {figures}, sketch)
+             SELECT * FROM unnest($1::bigint[], $2::bytea[], $3::bigint[], $4::bigint[], {arrays}, ${sketches}::bytea[])
+             ON CONFLICT (subject_kind, subject_id, width, start) DO UPDATE SET {replaced}, sketch = excluded.sketch"
+        )
+    });
+    let mut values: Vec<&(dyn ToSql + Sync)> =
+        vec![&columns.kinds, &columns.subjects, &columns.widths, &columns.starts];
+    values.extend(columns.figures.iter().map(|figures| figures as &(dyn ToSql + Sync)));
+    values.push(&columns.sketches);
+    tx.execute(&SQL, &values).await?;
     Ok(())
+}
+
+/// Adds `news` to the groups: one statement, which creates and locks them in the order of [`GroupWindow`].
+pub(super) async fn add_to_groups(
+    tx: &Tx<'_>,
+    news: &BTreeMap<GroupWindow, UsageSums>,
+) -> Result<(), StoreError> {
+    static SQL: LazyLock<String> = LazyLock::new(|| {
+        let (figures, added, arrays) = (sums_columns!(), sums::added("least", "greatest"), arrays(6));
+        format!(
+            "INSERT INTO usage_groups AS g (workspace_id, kind, width, start, name, {figures})
+             SELECT * FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bytea[], {arrays})
+             ON CONFLICT (workspace_id, kind, width, start, name) DO UPDATE SET {added}"
+        )
+    });
+    if news.is_empty() {
+        return Ok(());
+    }
+    let workspaces: Vec<&str> = news.keys().map(|window| window.workspace.as_str()).collect();
+    let kinds: Vec<i64> = news.keys().map(|window| window.kind.number()).collect();
+    let widths: Vec<i64> = news.keys().map(|window| window.width.seconds()).collect();
+    let starts: Vec<i64> = news.keys().map(|window| window.start.as_micros()).collect();
+    let names: Vec<&[u8]> = news.keys().map(|window| window.name.as_slice()).collect();
+    let mut figures: [Vec<i64>; SUMS] = Default::default();
+    for sums in news.values() {
+        push_figures(&mut figures, sums);
+    }
+    let mut values: Vec<&(dyn ToSql + Sync)> = vec![&workspaces, &kinds, &widths, &starts, &names];
+    values.extend(figures.iter().map(|figures| figures as &(dyn ToSql + Sync)));
+    tx.execute(&SQL, &values).await?;
+    Ok(())
+}
+
+/// The arrays of figures as parameters, the first with this number.
+fn arrays(first: usize) -> String {
+    (first..first + SUMS).map(|n| format!("${n}::bigint[]")).collect::<Vec<_>>().join(", ")
+}
+
+fn push_figures(columns: &mut [Vec<i64>; SUMS], sums: &UsageSums) {
+    for (column, figure) in columns.iter_mut().zip(sums.figures()) {
+        column.push(figure);
+    }
 }
 
 /// One roll-up, if it has counted anything.
@@ -230,22 +257,7 @@ impl<'w> RollupColumns<'w> {
     }
 
     fn push_tally(&mut self, tally: &RollupTotals) {
-        let figures = [
-            int(tally.requests),
-            int(tally.denied),
-            int(tally.unreached),
-            int(tally.errors),
-            int(tally.charged),
-            int(tally.tokens),
-            int(tally.bytes_in),
-            int(tally.bytes_out),
-            tally.last_at.as_micros(),
-            int(tally.response_count),
-            int(tally.response_us_sum),
-        ];
-        for (column, figure) in self.figures.iter_mut().zip(figures) {
-            column.push(figure);
-        }
+        push_figures(&mut self.figures, &tally.sums);
         self.sketches.push(tally.sketch.encode());
     }
 }

@@ -5,6 +5,7 @@
 use super::fields::{RowReader, int};
 use super::rollup::{LatencySketch, RollupTotals};
 use super::rules::{self, DeletedKey};
+use super::sums::read_sums;
 use crate::clock::Timestamp;
 use crate::model::calendar::Calendar;
 use crate::model::digest::Digest;
@@ -14,7 +15,7 @@ use crate::model::key::{Ceilings, Key, Plan};
 use crate::model::usage::{UsageRecord, UsageSubject, UsageTotals};
 use crate::store::{AuditRecord, Change, Credential, EndUserRecord, KeyChange, KeyRecord, SecretId};
 use crate::store::{LogCursor, NodeRow, PlanRecord, StoreError, UsagePoint, Version};
-use crate::store::{UsageGroupTotal, UsageTotal, WorkspaceRecord, Written};
+use crate::store::{UsageGroup, UsageGroupName, UsageGroupTotal, UsageTotal, WorkspaceRecord, Written};
 use smallvec::SmallVec;
 use std::time::Duration;
 use uuid::Uuid;
@@ -394,67 +395,65 @@ const WORKSPACE: i64 = 2;
 /// The columns for [`read_tally`].
 macro_rules! tally_columns {
     () => {
-        "requests, denied, unreached, errors, charged, tokens, bytes_in, bytes_out, last_at, response_count,
-         response_us_sum, sketch"
+        concat!($crate::store::shared::sums::sums_columns!(), ", sketch")
     };
 }
 pub(in crate::store) use tally_columns;
 
 pub(in crate::store) fn read_tally(f: &mut RowReader<'_>) -> Result<RollupTotals, StoreError> {
     Ok(RollupTotals {
-        requests: f.int("requests")?,
-        denied: f.int("denied")?,
-        unreached: f.int("unreached")?,
-        errors: f.int("errors")?,
-        charged: f.int("charged")?,
-        tokens: f.int("tokens")?,
-        bytes_in: f.int("bytes_in")?,
-        bytes_out: f.int("bytes_out")?,
-        last_at: f.instant("last_at")?,
-        response_count: f.int("response_count")?,
-        response_us_sum: f.int("response_us_sum")?,
+        sums: read_sums(f)?,
         sketch: LatencySketch::decode(f.blob("sketch")?)
             .map_err(|error| StoreError::Corrupt(format!("sketch: {error}")))?,
     })
 }
 
-/// The number of roll-ups, then their sums.
+/// The columns of [`totals`](super::sums::totals).
 pub(in crate::store) fn read_usage_total(f: &mut RowReader<'_>) -> Result<UsageTotal, StoreError> {
-    let rollups: u64 = f.int("count")?;
-    let [requests, denied, unreached, errors, charged] = [
-        f.int::<u64>("requests")?,
-        f.int("denied")?,
-        f.int("unreached")?,
-        f.int("errors")?,
-        f.int("charged")?,
-    ];
-    let (tokens_used, bytes_in, bytes_out) = (f.int("tokens")?, f.int("bytes_in")?, f.int("bytes_out")?);
-    let last_at = f.maybe_instant("last_at")?.filter(|_| rollups > 0 && requests > 0);
-    let (count, us): (u64, u64) = (f.int("response_count")?, f.int("response_us_sum")?);
-    let reached = requests.saturating_sub(denied).saturating_sub(unreached);
-    let mean_us = us.checked_div(count);
+    let rows: u64 = f.int("count")?;
+    let sums = read_sums(f)?;
     Ok(UsageTotal {
-        reached,
-        denied,
-        unreached,
-        errors,
-        charged,
-        tokens_used,
-        bytes_in,
-        bytes_out,
-        last_at,
-        mean_us,
+        reached: sums.reached(),
+        denied: sums.denied,
+        unreached: sums.unreached,
+        errors: sums.errors,
+        charged: sums.charged,
+        tokens: sums.tokens,
+        cost_nano: sums.cost_nano,
+        bytes_in: sums.bytes_in,
+        bytes_out: sums.bytes_out,
+        last_at: (rows > 0 && sums.requests > 0).then_some(sums.last_at),
+        mean_us: sums.response_us_sum.checked_div(sums.response_count),
     })
 }
 
-/// `id` and `name` of a key, both NULL where groups are no keys, its `resource_id`, then [`read_usage_total`].
-pub(in crate::store) fn read_usage_group(f: &mut RowReader<'_>) -> Result<UsageGroupTotal, StoreError> {
-    let (id, name) = (f.maybe_uuid("id")?, f.maybe_text("name")?);
-    Ok(UsageGroupTotal {
-        key: id.map(|id| (KeyId(id), name.unwrap_or_default().to_owned())),
-        resource_id: f.text("resource_id")?.to_owned(),
-        total: read_usage_total(f)?,
-    })
+/// What a group is of, then [`read_usage_total`]: of a key its id, name and resource; of a resource that; of a route or a
+/// model its name; of an end user the customer's name for it, NULL if it was removed, and its id.
+pub(in crate::store) fn read_usage_group(
+    by: UsageGroup,
+    f: &mut RowReader<'_>,
+) -> Result<UsageGroupTotal, StoreError> {
+    let text = |f: &mut RowReader<'_>, name| {
+        let bytes = f.blob(name)?;
+        String::from_utf8(bytes.to_vec()).map_err(|_| StoreError::Corrupt(format!("{name} is not UTF-8")))
+    };
+    let of = match by {
+        UsageGroup::Key => UsageGroupName::Key {
+            id: KeyId(f.uuid("id")?),
+            name: f.text("name")?.to_owned(),
+            resource_id: f.text("resource_id")?.to_owned(),
+        },
+        UsageGroup::Resource => UsageGroupName::Resource(f.text("resource_id")?.to_owned()),
+        UsageGroup::Route => UsageGroupName::Route(text(f, "route")?),
+        UsageGroup::Model => UsageGroupName::Model(text(f, "model")?),
+        UsageGroup::EndUser => {
+            let other_id = f.maybe_text("other_id")?.map(str::to_owned);
+            let id = Uuid::from_slice(f.blob("end_user_id")?);
+            let id = id.map(EndUserId).map_err(|_| StoreError::Corrupt("end_user_id is no id".into()))?;
+            UsageGroupName::EndUser { id, other_id }
+        }
+    };
+    Ok(UsageGroupTotal { of, total: read_usage_total(f)? })
 }
 
 /// A stored tally to add to; none if it cannot be read. Then it is left for a person to look at, and its window is no
@@ -475,14 +474,16 @@ pub(in crate::store) fn sound_tally(
 pub(in crate::store) fn read_point(f: &mut RowReader<'_>) -> Result<UsagePoint, StoreError> {
     let start = f.instant("start")?;
     let tally = read_tally(f)?;
+    let sums = &tally.sums;
     Ok(UsagePoint {
         start,
-        requests: tally.requests,
-        denied: tally.denied,
-        errors: tally.errors,
-        tokens_used: tally.tokens,
-        bytes_in: tally.bytes_in,
-        bytes_out: tally.bytes_out,
+        requests: sums.requests,
+        denied: sums.denied,
+        errors: sums.errors,
+        tokens: sums.tokens,
+        cost_nano: sums.cost_nano,
+        bytes_in: sums.bytes_in,
+        bytes_out: sums.bytes_out,
         response_time: tally.quantiles(),
     })
 }

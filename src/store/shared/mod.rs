@@ -2,10 +2,13 @@
 
 pub(super) mod decode;
 pub(super) mod fields;
+pub mod groups;
 pub(super) mod logs;
 pub mod migrate;
 pub(super) mod retention;
 pub mod rollup;
 pub(super) mod rules;
 pub(super) mod spent;
+pub mod sums;
+pub(super) mod totals;
 pub(super) mod writes;

@@ -3,12 +3,13 @@
 //! Pure; must not know where totals are stored. Both backends update their roll-ups with [`tally`] and
 //! [`RollupTotals::merge`], so they agree.
 
+use super::sums::{SUM_MAX, UsageSums, sum};
 use crate::clock::Timestamp;
 use crate::model::calendar::Calendar;
 use crate::model::id::{KeyId, WorkspaceId};
 use crate::model::key::Per;
 use crate::model::usage::Quantiles;
-use crate::model::usage::{Outcome, UsageRecord, UsageSubject};
+use crate::model::usage::{UsageRecord, UsageSubject};
 use crate::policy::keys::calendar::Window;
 use crate::store::KeyStats;
 use std::collections::{BTreeMap, HashMap};
@@ -54,32 +55,12 @@ pub struct RollupWindow {
     pub start: Timestamp,
 }
 
-/// The totals of one roll-up. Sums saturate at the largest value that a store can hold.
+/// The totals of one roll-up.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct RollupTotals {
-    /// Records.
-    pub requests: u64,
-    /// Requests that Keygate denied.
-    pub denied: u64,
-    /// Requests that were not denied and reached no backend.
-    pub unreached: u64,
-    /// Requests that were not denied and failed at the backend.
-    pub errors: u64,
-    /// Charged requests.
-    pub charged: u64,
-    /// Tokens.
-    pub tokens: u64,
-    /// Body bytes from clients.
-    pub bytes_in: u64,
-    /// Body bytes to clients.
-    pub bytes_out: u64,
-    /// The latest arrival.
-    pub last_at: Timestamp,
-    /// Requests whose response time counts: neither denied nor interrupted.
-    pub response_count: u64,
-    /// Sum of their response times, in µs.
-    pub response_us_sum: u64,
-    /// Their response times.
+    /// The sums.
+    pub sums: UsageSums,
+    /// The response times.
     pub sketch: LatencySketch,
 }
 
@@ -87,8 +68,6 @@ const SUB_BITS: u32 = 5;
 const SUB: u64 = 1 << SUB_BITS;
 /// First byte of the encoding; another layout has another number.
 const LAYOUT: u8 = 1;
-/// The largest sum, which fits the 64-bit integers of both backends.
-const SUM_MAX: u64 = i64::MAX.unsigned_abs();
 
 /// The totals of `records`: for each key and each workspace one tally of every width, for requests without a key one under
 /// [`KeyId::NONE`]. Each record is counted once, in its
@@ -173,63 +152,30 @@ impl WindowWidth {
 impl RollupTotals {
     /// Counts one record.
     pub fn add(&mut self, record: &UsageRecord) {
-        let denied = record.outcome == Outcome::Denied;
-        let failed = record.status_code >= 500 || record.outcome == Outcome::UpstreamFailed;
-        self.last_at = if self.requests == 0 { record.at } else { self.last_at.max(record.at) };
-        self.requests = sum(self.requests, 1);
-        self.denied = sum(self.denied, denied.into());
-        self.unreached = sum(self.unreached, (!denied && !record.charged).into());
-        self.errors = sum(self.errors, (failed && !denied).into());
-        self.charged = sum(self.charged, record.charged.into());
-        self.tokens = sum(self.tokens, record.tokens_used);
-        self.bytes_in = sum(self.bytes_in, record.bytes_in);
-        self.bytes_out = sum(self.bytes_out, record.bytes_out);
-        if !denied && record.outcome != Outcome::Interrupted {
-            self.response_count = sum(self.response_count, 1);
-            self.response_us_sum = sum(self.response_us_sum, record.response_time_us);
+        let before = self.sums.response_count;
+        self.sums.add(record);
+        if self.sums.response_count > before {
             self.sketch.add(record.response_time_us);
         }
     }
 
     /// Counts everything that `other` counted.
     pub fn merge(&mut self, other: &Self) {
-        self.last_at = match (self.requests, other.requests) {
-            (_, 0) => self.last_at,
-            (0, _) => other.last_at,
-            _ => self.last_at.max(other.last_at),
-        };
-        self.requests = sum(self.requests, other.requests);
-        self.denied = sum(self.denied, other.denied);
-        self.unreached = sum(self.unreached, other.unreached);
-        self.errors = sum(self.errors, other.errors);
-        self.charged = sum(self.charged, other.charged);
-        self.tokens = sum(self.tokens, other.tokens);
-        self.bytes_in = sum(self.bytes_in, other.bytes_in);
-        self.bytes_out = sum(self.bytes_out, other.bytes_out);
-        self.response_count = sum(self.response_count, other.response_count);
-        self.response_us_sum = sum(self.response_us_sum, other.response_us_sum);
+        self.sums.merge(&other.sums);
         self.sketch.merge(&other.sketch);
-    }
-
-    /// Requests that reached a backend.
-    pub const fn reached(&self) -> u64 {
-        self.requests.saturating_sub(self.denied).saturating_sub(self.unreached)
     }
 
     /// Mean and quantiles of the response times.
     pub fn quantiles(&self) -> Quantiles {
+        let UsageSums { response_count, response_us_sum, .. } = self.sums;
         Quantiles {
-            count: self.response_count,
-            mean_us: self.response_us_sum.checked_div(self.response_count).unwrap_or(0),
+            count: response_count,
+            mean_us: response_us_sum.checked_div(response_count).unwrap_or(0),
             p50_us: self.sketch.quantile(500),
             p95_us: self.sketch.quantile(950),
             p99_us: self.sketch.quantile(990),
         }
     }
-}
-
-fn sum(a: u64, b: u64) -> u64 {
-    a.saturating_add(b).min(SUM_MAX)
 }
 
 // === impl LatencySketch ===
@@ -366,16 +312,18 @@ fn take_number(rest: &mut &[u8]) -> Result<u64, BadSketch> {
 impl KeyStats {
     /// Statistics from the roll-up of a key's whole life and the requests of the current day.
     pub(in crate::store) fn new(life: &RollupTotals, requests_today: u64, quota_limit: Option<u64>) -> Self {
+        let sums = &life.sums;
         Self {
-            total_requests: life.reached(),
+            total_requests: sums.reached(),
             requests_today,
-            quota_used: life.charged,
+            quota_used: sums.charged,
             quota_limit,
-            denied: life.denied,
-            unreached: life.unreached,
-            errors: life.errors,
-            last_used_at: (life.requests > 0).then_some(life.last_at),
-            tokens_used: life.tokens,
+            denied: sums.denied,
+            unreached: sums.unreached,
+            errors: sums.errors,
+            last_used_at: (sums.requests > 0).then_some(sums.last_at),
+            tokens: sums.tokens,
+            cost_nano: sums.cost_nano,
             response_time: life.quantiles(),
         }
     }

@@ -3,6 +3,7 @@
 //! Pure; must not know SQL. Backends read the record, apply these rules, and write the result.
 
 use super::rollup::RollupTotals;
+use super::sums::UsageSums;
 use crate::clock::Timestamp;
 use crate::model::calendar::{self, Calendar, MONTH_DAY_MAX};
 use crate::model::id::{PlanId, WorkspaceId};
@@ -62,12 +63,13 @@ pub(in crate::store) fn new_key(
 pub(in crate::store) fn past_usage(record: &KeyRecord) -> Option<RollupTotals> {
     let KeyRecord { quota_used, usage_count, last_used_at, .. } = record;
     let was_used = *quota_used > 0 || *usage_count > 0 || last_used_at.is_some();
-    was_used.then(|| RollupTotals {
+    let sums = || UsageSums {
         requests: *usage_count,
         charged: *quota_used,
         last_at: last_used_at.unwrap_or_default(),
-        ..RollupTotals::default()
-    })
+        ..UsageSums::default()
+    };
+    was_used.then(|| RollupTotals { sums: sums(), ..RollupTotals::default() })
 }
 
 /// A key, deleted or not, as read for restoring it.

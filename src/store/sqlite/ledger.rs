@@ -15,6 +15,7 @@ use crate::model::usage::fields::FieldWriter;
 use crate::model::usage::{UsageRecord, UsageSubject, UsageTotals, usage_columns};
 use crate::policy::keys::calendar::Window;
 use crate::store::shared::decode::{BATCH_MAX, read_calendar};
+use crate::store::shared::groups::tally_groups;
 use crate::store::shared::logs::LogSearch;
 use crate::store::shared::retention;
 use crate::store::shared::rollup::{RollupWindow, WindowWidth, tally};
@@ -52,6 +53,9 @@ impl Ledger for SqliteStore {
             }
             for (window, news) in &tally(new.iter().copied()) {
                 rollups::add(tx, window, news)?;
+            }
+            for (window, news) in &tally_groups(new.iter().copied()) {
+                rollups::add_to_group(tx, window, news)?;
             }
             Ok(u64::try_from(new.len()).unwrap_or(u64::MAX))
         })

@@ -10,11 +10,14 @@ use crate::policy::keys::calendar::Window;
 use crate::store::shared::decode::{
     read_point, read_tally, sound_spent, sound_tally, subject_columns, tally_columns,
 };
+use crate::store::shared::groups::GroupWindow;
 use crate::store::shared::rollup::{RollupTotals, RollupWindow, WindowWidth};
 use crate::store::shared::spent::{Bounds, SpentQuery};
+use crate::store::shared::sums::{self, SUMS, UsageSums, sums_columns};
 use crate::store::{Interval, UsagePoint, UsageRange};
 use rusqlite::types::Value;
 use rusqlite::{Transaction, params, params_from_iter};
+use std::sync::LazyLock;
 
 /// SQLite's sums of integers are integers.
 const BOUNDS: Bounds = ("", "");
@@ -27,41 +30,51 @@ pub(super) fn add(
 ) -> Result<(), StoreError> {
     let Some(mut tally) = sound_tally(one(tx, window).map(Option::unwrap_or_default))? else { return Ok(()) };
     tally.merge(news);
-    // Not a REPLACE, which would delete the row first and rewrite it in both indexes.
-    let sql = "INSERT INTO usage_rollups (subject_kind, subject_id, width, start, requests, denied, unreached, errors,
-                   charged, tokens, bytes_in, bytes_out, last_at, response_count, response_us_sum, sketch)
-               VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-               ON CONFLICT (subject_kind, subject_id, width, start) DO UPDATE SET
-                   requests = excluded.requests, denied = excluded.denied,
-                   unreached = excluded.unreached, errors = excluded.errors,
-                   charged = excluded.charged, tokens = excluded.tokens, bytes_in = excluded.bytes_in,
-                   bytes_out = excluded.bytes_out, last_at = excluded.last_at,
-                   response_count = excluded.response_count, response_us_sum = excluded.response_us_sum,
-                   sketch = excluded.sketch";
     let (kind, subject) = subject_columns(&window.subject);
-    row::execute(
-        tx,
-        sql,
-        params![
-            kind,
-            subject,
-            window.width.seconds(),
-            window.start.as_micros(),
-            row::int(tally.requests),
-            row::int(tally.denied),
-            row::int(tally.unreached),
-            row::int(tally.errors),
-            row::int(tally.charged),
-            row::int(tally.tokens),
-            row::int(tally.bytes_in),
-            row::int(tally.bytes_out),
-            tally.last_at.as_micros(),
-            row::int(tally.response_count),
-            row::int(tally.response_us_sum),
-            tally.sketch.encode(),
-        ],
-    )?;
-    Ok(())
+    let key = [
+        kind.into(),
+        subject.to_vec().into(),
+        window.width.seconds().into(),
+        window.start.as_micros().into(),
+    ];
+    let figures = tally.sums.figures().map(Value::Integer);
+    let values = key.into_iter().chain(figures).chain([tally.sketch.encode().into()]);
+    row::change(tx, &UPSERT, params_from_iter(values))
+}
+
+/// Replaces a roll-up. Not a REPLACE, which would delete the row first and rewrite it in both indexes.
+static UPSERT: LazyLock<String> = LazyLock::new(|| {
+    let (columns, places, replaced) = (sums_columns!(), vec!["?"; SUMS + 5].join(", "), sums::replaced());
+    format!(
+        "INSERT INTO usage_rollups (subject_kind, subject_id, width, start, {columns}, sketch) VALUES ({places})
+         ON CONFLICT (subject_kind, subject_id, width, start) DO UPDATE SET {replaced}, sketch = excluded.sketch"
+    )
+});
+
+/// Adds `news` to a group: one write.
+pub(super) fn add_to_group(
+    tx: &Transaction<'_>,
+    window: &GroupWindow,
+    news: &UsageSums,
+) -> Result<(), StoreError> {
+    static ADD: LazyLock<String> = LazyLock::new(|| {
+        let (columns, places) = (sums_columns!(), vec!["?"; SUMS + 5].join(", "));
+        let added = sums::added("min", "max");
+        format!(
+            "INSERT INTO usage_groups AS g (workspace_id, kind, width, start, name, {columns}) VALUES ({places})
+             ON CONFLICT (workspace_id, kind, width, start, name) DO UPDATE SET {added}"
+        )
+    });
+    let GroupWindow { workspace, kind, width, start, name } = window;
+    let key = [
+        workspace.as_str().to_owned().into(),
+        kind.number().into(),
+        width.seconds().into(),
+        start.as_micros().into(),
+        name.clone().into(),
+    ];
+    let values = key.into_iter().chain(news.figures().map(Value::Integer));
+    row::change(tx, &ADD, params_from_iter(values))
 }
 
 /// One roll-up, if it has counted anything.

@@ -1,31 +1,17 @@
-//! Totals of a workspace and of groups, from the roll-ups of its keys.
+//! Totals of a workspace and of groups.
 
 use super::StoreError;
 use super::row;
 use crate::model::id::WorkspaceId;
 use crate::store::shared::decode::{read_usage_group, read_usage_total};
 use crate::store::shared::rollup::{total_width, whole_days};
+use crate::store::shared::totals::{Dialect, GroupQuery};
 use crate::store::{Page, PageRequest, UsageGroup, UsageGroupTotal, UsageTotal, UsageTotalsFilter};
-use rusqlite::{Transaction, named_params};
+use rusqlite::types::Value;
+use rusqlite::{Transaction, params, params_from_iter};
 
-/// The sums for [`read_usage_total`]. A sum that is too large saturates.
-macro_rules! sums {
-    () => {
-        "count(*), CAST(total(t.requests) AS INTEGER), CAST(total(t.denied) AS INTEGER),
-         CAST(total(t.unreached) AS INTEGER), CAST(total(t.errors) AS INTEGER), CAST(total(t.charged) AS INTEGER),
-         CAST(total(t.tokens) AS INTEGER), CAST(total(t.bytes_in) AS INTEGER), CAST(total(t.bytes_out) AS INTEGER),
-         max(t.last_at), CAST(total(t.response_count) AS INTEGER), CAST(total(t.response_us_sum) AS INTEGER)"
-    };
-}
-
-/// The roll-ups of a workspace's keys in a range.
-macro_rules! of_keys {
-    () => {
-        " FROM keys k JOIN usage_rollups t ON t.subject_kind = 1 AND t.subject_id = k.id AND t.width = :width
-              AND t.start >= :from AND t.start < :to
-          WHERE k.workspace_id = :workspace AND (:resource IS NULL OR k.resource_id = :resource) "
-    };
-}
+const SQL: Dialect =
+    Dialect { mark: "?", sum: ("CAST(total(", ") AS INTEGER)"), key_bytes: "k.id", end_user_id: "g.name" };
 
 /// The total.
 pub(super) fn all(
@@ -34,19 +20,9 @@ pub(super) fn all(
     filter: &UsageTotalsFilter,
 ) -> Result<UsageTotal, StoreError> {
     let (from, to) = whole_days(filter.days);
-    let found = row::one(
-        tx,
-        concat!("SELECT ", sums!(), of_keys!()),
-        named_params! {
-            ":width": total_width(filter.days).seconds(),
-            ":from": from,
-            ":to": to,
-            ":workspace": workspace.as_str(),
-            ":resource": filter.resource_id,
-        },
-        read_usage_total,
-    )?;
-    Ok(found.unwrap_or_default())
+    let width = total_width(filter.days).seconds();
+    let values = params![workspace.as_str(), width, from, to, filter.resource_id];
+    Ok(row::one(tx, &SQL.total(), values, read_usage_total)?.unwrap_or_default())
 }
 
 /// In groups, those with the most requests first.
@@ -57,52 +33,22 @@ pub(super) fn groups(
     by: UsageGroup,
     page: PageRequest,
 ) -> Result<Page<UsageGroupTotal>, StoreError> {
-    let (count, select) = match by {
-        UsageGroup::Key => (
-            concat!("SELECT count(DISTINCT k.id)", of_keys!()),
-            concat!(
-                "SELECT k.id, k.name, k.resource_id, ",
-                sums!(),
-                of_keys!(),
-                "GROUP BY k.id ORDER BY total(t.requests) DESC, k.name, k.id LIMIT :limit OFFSET :offset"
-            ),
-        ),
-        UsageGroup::Resource => (
-            concat!("SELECT count(DISTINCT k.resource_id)", of_keys!()),
-            concat!(
-                "SELECT NULL, NULL, k.resource_id, ",
-                sums!(),
-                of_keys!(),
-                "GROUP BY k.resource_id ORDER BY total(t.requests) DESC, k.resource_id LIMIT :limit OFFSET :offset"
-            ),
-        ),
-    };
     let (from, to) = whole_days(filter.days);
-    let width = total_width(filter.days).seconds();
-    let total = row::count(
-        tx,
-        count,
-        named_params! {
-            ":width": width,
-            ":from": from,
-            ":to": to,
-            ":workspace": workspace.as_str(),
-            ":resource": filter.resource_id,
-        },
-    )?;
-    let items = row::all(
-        tx,
-        select,
-        named_params! {
-            ":width": width,
-            ":from": from,
-            ":to": to,
-            ":workspace": workspace.as_str(),
-            ":resource": filter.resource_id,
-            ":limit": page.pagesize,
-            ":offset": row::int(page.offset()),
-        },
-        read_usage_group,
-    )?;
+    let which = match Dialect::kind(by) {
+        Some(kind) => kind.into(),
+        None => filter.resource_id.clone().map_or(Value::Null, Value::Text),
+    };
+    let values: [Value; 5] = [
+        workspace.as_str().to_owned().into(),
+        total_width(filter.days).seconds().into(),
+        from.into(),
+        to.into(),
+        which,
+    ];
+    let page: [Value; 2] = [page.pagesize.into(), row::int(page.offset()).into()];
+    let GroupQuery { count, select } = SQL.groups(by);
+    let total = row::count(tx, &count, params_from_iter(&values))?;
+    let values = params_from_iter(values.iter().chain(&page));
+    let items = row::all(tx, &select, values, |f| read_usage_group(by, f))?;
     Ok(Page::complete(items, total))
 }
