@@ -13,27 +13,62 @@ use tokio::runtime::Handle;
 /// A store, and the embedded one if it is that.
 pub(super) type PreparedStore = (Arc<dyn Store>, Option<Arc<SqliteStore>>);
 
-/// Creates the plans of the config that do not exist yet. Existing ones are managed by the API.
+/// Creates the plans of the config that do not exist yet. Existing ones are managed by the API; a stored plan that
+/// differs from the config's is logged, because editing the file does not change it.
 pub async fn create_plans(
     plans: &[PlanConfig],
     store: &dyn Tenants,
     now: Timestamp,
 ) -> Result<(), StoreError> {
-    for PlanConfig { plan, description, usage_retention_days, deleted_keys_days } in plans {
+    for config in plans {
         let record = PlanRecord {
-            plan: plan.clone(),
-            description: description.clone(),
-            usage_retention_days: *usage_retention_days,
-            deleted_keys_days: *deleted_keys_days,
+            plan: config.plan.clone(),
+            description: config.description.clone(),
+            usage_retention_days: config.usage_retention_days,
+            deleted_keys_days: config.deleted_keys_days,
             created_at: now,
             updated_at: now,
         };
-        match store.create_plan(record, &Actor::keygate(), now).await {
-            Ok(_) | Err(StoreError::AlreadyExists(_)) => {}
+        match store.create_plan(record.clone(), &Actor::keygate(), now).await {
+            Ok(_) => continue,
+            Err(StoreError::AlreadyExists(_)) => {}
             Err(error) => return Err(error),
+        }
+        // A plan that sets nothing may well have been changed through the API.
+        if *config == PlanConfig::new(config.plan.id.clone()) {
+            continue;
+        }
+        if let Some(stored) = store.plan(&config.plan.id).await? {
+            let differing = differing_fields(&stored, &record);
+            if !differing.is_empty() {
+                tracing::warn!(
+                    plan = %config.plan.id,
+                    fields = differing.join(", "),
+                    "the stored plan differs from the config file and stays in force; change it with PATCH /plans/{}",
+                    config.plan.id
+                );
+            }
         }
     }
     Ok(())
+}
+
+/// The fields of a plan that the config file sets and that differ.
+fn differing_fields(stored: &PlanRecord, wanted: &PlanRecord) -> Vec<&'static str> {
+    let (a, b) = (&stored.plan, &wanted.plan);
+    [
+        ("api_ops_rate_limit", a.api_ops_rate_limit != b.api_ops_rate_limit),
+        ("end_user_quota", a.end_user_quota != b.end_user_quota),
+        ("default_daily_request_limit", a.default_daily_request_limit != b.default_daily_request_limit),
+        ("limits", a.limits != b.limits),
+        ("calendar", a.calendar != b.calendar),
+        ("description", stored.description != wanted.description),
+        ("usage_retention_days", stored.usage_retention_days != wanted.usage_retention_days),
+        ("deleted_keys_days", stored.deleted_keys_days != wanted.deleted_keys_days),
+    ]
+    .into_iter()
+    .filter_map(|(name, differs)| differs.then_some(name))
+    .collect()
 }
 
 /// Opens the configured store. Its connections, if any, live on `io`.

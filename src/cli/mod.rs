@@ -71,11 +71,15 @@ pub enum Command {
     Echo(echo::EchoArgs),
 }
 
+/// The config file that is read if none is named.
+const USUAL_FILE: &str = "keygate.toml";
+
 /// Which config file to read.
 #[derive(Clone, Debug, Args)]
 pub struct ConfigArgs {
-    /// The config file (TOML). Without one the defaults apply. Every key can also be set in the environment, as `KEYGATE_`
-    /// and the key's path in upper case: `KEYGATE_PROXY_LISTEN` is `[proxy] listen`
+    /// The config file (TOML); without this argument ./keygate.toml if it exists, else the defaults apply. Every key can
+    /// also be set in the environment, as `KEYGATE_` and the key's path in upper case: `KEYGATE_PROXY_LISTEN` is
+    /// `[proxy] listen`
     #[arg(short, long, value_name = "FILE", env = "KEYGATE_CONFIG", global = true)]
     pub config: Option<PathBuf>,
 }
@@ -137,7 +141,7 @@ pub fn run(cli: Cli, environment: Environment<'_>) -> Exit {
 }
 
 impl ConfigArgs {
-    /// The config file, from the argument or the variable.
+    /// The config file: from the argument, from the variable, or the one in the working directory.
     fn path(&self, environment: Environment<'_>) -> Result<Option<PathBuf>, Failure> {
         const NAME: &str = "KEYGATE_CONFIG";
         let given = environment.variable(NAME);
@@ -146,7 +150,8 @@ impl ConfigArgs {
                 let path = value(text).map_err(|bad| Failure::Usage(format!("{NAME}: {bad}")))?;
                 Ok(Some(path.into()))
             }
-            (path, _) => Ok(path.clone()),
+            (Some(path), _) => Ok(Some(path.clone())),
+            (None, _) => Ok(Some(PathBuf::from(USUAL_FILE)).filter(|path| path.exists())),
         }
     }
 }

@@ -5,6 +5,7 @@ use crate::app::{self, ConfigSource, Predecessor, ProcessContext, Signals, Start
 use clap::Args;
 use serde_json::Map;
 use std::net::SocketAddr;
+use std::path::Path;
 
 /// Arguments of `keygate run`.
 #[derive(Debug, Args)]
@@ -24,12 +25,23 @@ fn list(addresses: &[SocketAddr]) -> String {
     addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
+/// The config file, for a log line.
+fn source_name(path: Option<&Path>) -> String {
+    path.map_or_else(|| "none".to_owned(), |path| path.display().to_string())
+}
+
 pub(super) fn run(args: &RunArgs, environment: Environment<'_>) -> Result<(), Failure> {
     // First of all: an early signal waits, and does not kill the process silently.
     let mut signals = Signals::catch().map_err(Failure::failed)?;
     let config = load(&args.config, environment)?;
     app::check_files(&config, inline_secrets(environment)).map_err(|bad| Failure::Usage(bad.to_string()))?;
     log::init(&config.log);
+    if config.routes.is_empty() {
+        tracing::warn!(
+            config = source_name(args.config.path(environment)?.as_deref()),
+            "no routes are configured: every request gets 404; add [[upstreams]] and [[routes]] to the config file"
+        );
+    }
     let source = ConfigSource {
         path: args.config.path(environment)?,
         variables: environment.variables.to_vec(),

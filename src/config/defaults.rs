@@ -202,7 +202,7 @@ fn default_plan_id() -> PlanId {
 
 impl PlanConfig {
     /// The defaults of a plan.
-    pub(super) fn new(id: PlanId) -> Self {
+    pub fn new(id: PlanId) -> Self {
         let plan = Plan {
             id,
             api_ops_rate_limit: 1_000,

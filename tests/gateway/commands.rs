@@ -134,6 +134,21 @@ scopes = ["a pps"]
 }
 
 #[test]
+fn a_config_file_in_the_working_directory_needs_no_argument() {
+    let folder = tempfile::tempdir().unwrap();
+    let check = || keygate(folder.path(), &["check"]);
+    assert_eq!(check().stdout, "ok: 0 routes to 0 upstreams\n");
+    std::fs::write(folder.path().join("keygate.toml"), "[proxy]\nlisen = []\n").unwrap();
+    let output = check();
+    assert_eq!(output.code, Some(64), "{output:?}");
+    says(&output.stderr, &["keygate.toml:2:1 proxy.lisen"]);
+    // A file that is named is the only one.
+    std::fs::write(folder.path().join("other.toml"), "").unwrap();
+    let other = keygate(folder.path(), &["check", "--config", "other.toml"]);
+    assert_eq!(other.stdout, "ok: 0 routes to 0 upstreams\n");
+}
+
+#[test]
 fn check_finds_routes_that_cannot_be_and_is_content_with_the_documented_config() {
     let place = Installation::new();
     let route = |path: &str| format!("[[routes]]\npath = '{path}'\nupstream = 'o'\n");

@@ -1,7 +1,7 @@
 //! Start, stop and restart: files of a first start, peppers, drains, kills, refused starts.
 
 use crate::installation::{Installation, Process, mode, says};
-use crate::support::{Gateway, Hold, Raw, Request, eventually, eventually_true};
+use crate::support::{Gateway, Hold, Raw, Request, eventually, eventually_true, write_config};
 use serde_json::json;
 use std::fs;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -67,6 +67,27 @@ fn a_second_start_uses_what_the_first_one_made() {
     assert!(!again.stderr().contains("made data/pepper"), "{}", again.stderr());
     assert_eq!(again.admin_as(&token, "GET", "/plans", None).status, 200);
     assert_eq!(status(&again, &key.secret), 200);
+}
+
+#[test]
+fn a_plan_that_differs_from_the_file_is_logged_with_its_fields() {
+    let config = |rate: u32| format!("[plans.default]\napi_ops_rate_limit = {rate}\n");
+    let mut gateway = Gateway::start(&config(1_000));
+    gateway.stop();
+    write_config(gateway.folder(), &config(20));
+    let again = gateway.restart();
+    eventually_true("the log names the field", || {
+        again.stderr().contains("the stored plan differs from the config file")
+            && again.stderr().contains("fields=\"api_ops_rate_limit\"")
+    });
+    let plan = again.admin("GET", "/plans/default", None).json()["data"]["api_ops_rate_limit"].clone();
+    assert_eq!(plan, 1_000, "the stored plan stays in force");
+}
+
+#[test]
+fn a_start_without_routes_warns_that_every_request_gets_404() {
+    let gateway = Gateway::start("");
+    eventually_true("it warns", || gateway.stderr().contains("no routes are configured"));
 }
 
 #[test]
@@ -382,7 +403,7 @@ fn nodes_share_what_signs_tokens_by_the_environment_and_say_whether_they_are_rea
             ("KEYGATE_ADMIN_JWT_HS256_SECRET", "too short"),
             "KEYGATE_ADMIN_JWT_HS256_SECRET: the HS256 secret has 9 bytes",
         ),
-        (("KEYGATE_ADMIN_JWT_JWKS_FILE", "keys.json"), "mutually exclusive"),
+        (("KEYGATE_ADMIN_JWT_JWKS_FILE", "keys.json"), "set only one"),
     ] {
         let mut all = variables.to_vec();
         all.push(more);
