@@ -373,19 +373,27 @@ fn claim<'c>(claims: &'c Map<String, Value>, name: &str) -> Option<&'c Value> {
     claim(claims.get(first)?.as_object()?, rest)
 }
 
-/// Whether all of these claims have, or list, these values.
-pub(super) fn has_all(claims: &Map<String, Value>, required: &[(String, String)]) -> bool {
-    let is = |value: &Value, wanted: &str| match value {
+/// Whether all of these claims have these values.
+fn has_all(claims: &Map<String, Value>, required: &[(String, String)]) -> bool {
+    required.iter().all(|(name, wanted)| claim(claims, name).is_some_and(|value| is_value(value, wanted)))
+}
+
+/// The same, where a claim may also be a list that contains the value.
+pub(super) fn has_or_lists_all(claims: &Map<String, Value>, required: &[(String, String)]) -> bool {
+    required.iter().all(|(name, wanted)| match claim(claims, name) {
+        Some(Value::Array(many)) => many.iter().any(|one| is_value(one, wanted)),
+        Some(one) => is_value(one, wanted),
+        None => false,
+    })
+}
+
+fn is_value(value: &Value, wanted: &str) -> bool {
+    match value {
         Value::String(value) => value == wanted,
         Value::Bool(value) => wanted.parse() == Ok(*value),
         Value::Number(value) => value.to_string() == wanted,
         _ => false,
-    };
-    required.iter().all(|(name, wanted)| match claim(claims, name) {
-        Some(Value::Array(many)) => many.iter().any(|one| is(one, wanted)),
-        Some(one) => is(one, wanted),
-        None => false,
-    })
+    }
 }
 
 /// An id, which may be a whole number.

@@ -6,7 +6,7 @@
 //! *Invariant:* a token is in no log, no error and no cache; answers are found by its SHA-256 digest.
 //! *Invariant:* an answer that did not come, or cannot be understood, is 503 and never 401.
 
-use super::auth::{Auth, AuthClaims, Claimed, has_all, seconds};
+use super::auth::{Auth, AuthClaims, Claimed, has_or_lists_all, seconds};
 use super::error::AdminError;
 use super::input::{FieldError, json};
 use crate::clock::{Clock, Timestamp};
@@ -217,7 +217,7 @@ impl Introspection {
             // RFC 7662 requires it; other endpoints answer only for valid tokens.
             None => self.options.credentials.is_none(),
         };
-        if !is_active || !has_all(claims, &self.options.require) {
+        if !is_active || !has_or_lists_all(claims, &self.options.require) {
             return Err(AdminError::of(Fault::TokenInvalid));
         }
         self.auth.check_times(claims, now)?;
