@@ -163,7 +163,7 @@ async fn workspace(
         if identity.role != Role::Platform {
             return Err(AdminError::of(Fault::WorkspaceNoAccess));
         }
-        if !admin.exists(&named).await? {
+        if !admin.exists(&named).await? && !admin.existed(&named).await? {
             return Err(AdminError::of(Fault::NotFound));
         }
         return Ok(Some(named));

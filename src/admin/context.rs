@@ -127,11 +127,14 @@ pub(super) struct Admin {
     pub(super) deps: AdminDeps,
     /// The OpenAPI document as JSON.
     pub(super) document: Bytes,
-    seen: Cache<WorkspaceId, ()>,
+    /// When each workspace was last found in the store, on the steady clock, in nanoseconds.
+    seen: Cache<WorkspaceId, u64>,
 }
 
 /// Most workspaces cached as existing. A dropped one costs one read.
 const SEEN_MAX: usize = 10_000;
+/// How long a workspace is taken to exist after it was found: another node may delete it.
+const SEEN_FOR: Duration = Duration::from_secs(1);
 
 // === impl Admin ===
 
@@ -222,20 +225,36 @@ impl Admin {
                 tracing::error!(%plan, workspace = %id, "cannot create workspace: no such plan");
             }
         })?;
-        self.seen.insert(id.clone(), ());
+        self.see(id);
         Ok(())
     }
 
-    /// Whether the workspace exists. Workspaces are never removed, so a positive answer is cached.
+    /// Whether the workspace exists. A positive answer is cached for a moment.
     pub(super) async fn exists(&self, id: &WorkspaceId) -> Result<bool, AdminError> {
-        if self.seen.get(id).is_some() {
+        let now = self.deps.clock.now().steady_ns;
+        let is_recent = |at| Duration::from_nanos(now.saturating_sub(at)) < SEEN_FOR;
+        if self.seen.get(id).is_some_and(is_recent) {
             return Ok(true);
         }
         let found = self.ask(Fault::NotFound, self.deps.store.workspace(id)).await?.is_some();
         if found {
-            self.seen.insert(id.clone(), ());
+            self.see(id);
         }
         Ok(found)
+    }
+
+    /// Whether the workspace existed and was deleted. Its records can still be read.
+    pub(super) async fn existed(&self, id: &WorkspaceId) -> Result<bool, AdminError> {
+        self.ask(Fault::NotFound, self.deps.store.was_workspace(id)).await
+    }
+
+    fn see(&self, id: &WorkspaceId) {
+        self.seen.insert(id.clone(), self.deps.clock.now().steady_ns);
+    }
+
+    /// The workspace was deleted.
+    pub(super) fn forget(&self, id: &WorkspaceId) {
+        self.seen.remove(id);
     }
 
     /// The deadline of this call for the store; it starts with its first use.

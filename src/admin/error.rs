@@ -71,6 +71,13 @@ impl AdminError {
                 format!("{workspaces} workspaces are on this plan; move them to another plan first"),
                 format!("该套餐正被 {workspaces} 个工作空间使用，请先将其迁移到其他套餐"),
             ),
+            StoreError::WorkspaceInUse { keys } => Self::conflict(
+                format!("{keys} keys of this workspace are in use; delete them first, or say force=true"),
+                format!("该工作空间仍有 {keys} 个密钥；请先删除它们，或使用 force=true"),
+            )
+            .with_data(json!({"keys": keys})),
+            StoreError::WorkspaceDeleted => Self::of(Fault::WorkspaceNoAccess)
+                .saying("This workspace was deleted".into(), "该工作空间已被删除".into()),
             StoreError::NotRestorable(why) => Self::not_restorable(why),
             StoreError::RateAbovePlan { asked, limit, plan } => {
                 let mut above = Self::of(Fault::BadRequest).saying(

@@ -92,7 +92,7 @@ fn urls() -> OpenApiRouter<AdminState> {
         .routes(routes!(endusers::list_end_users))
         .routes(routes!(endusers::get_end_user, endusers::delete_end_user))
         .routes(routes!(workspaces::list_workspaces))
-        .routes(routes!(workspaces::get_workspace, workspaces::put_workspace))
+        .routes(routes!(workspaces::get_workspace, workspaces::put_workspace, workspaces::delete_workspace))
         .routes(routes!(plans::create_plan, plans::list_plans))
         .routes(routes!(plans::get_plan, plans::update_plan, plans::delete_plan))
         .routes(routes!(audit::list_audit))

@@ -4,9 +4,10 @@ use super::caller::{PlatformAdmin, WorkspaceVisitor};
 use super::context::AdminState;
 use super::envelope::{ApiResponse, Detail, Envelope};
 use super::error::AdminError;
-use super::extract::{Object, PathSegment, Query};
+use super::extract::{FromParams, Object, PathSegment, Query, QueryParams};
 use super::input::UpdateWorkspaceInput;
 use super::page::{Listed, PageParams, millis};
+use super::propagation::{Spread, WaitParams, WaitQuery, spread};
 use super::schema::{CountWord, PerWord, WorkspaceUpdate};
 use crate::model::fault::Fault;
 use crate::model::id::WorkspaceId;
@@ -15,7 +16,7 @@ use crate::model::usage::{UsageSubject, UsageTotals};
 use crate::store::{PageRequest, StoreError, WorkspaceRecord};
 use axum::extract::State;
 use serde::Serialize;
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 
 /// A workspace.
 #[derive(Serialize, ToSchema)]
@@ -61,6 +62,38 @@ pub(super) struct QuotaView {
     limit: u64,
     /// Percentage of the limit, with two decimals; more than 100 after a plan was lowered.
     percentage: f64,
+}
+
+/// A deletion.
+#[derive(Serialize, ToSchema)]
+pub(super) struct DeletedWorkspace {
+    /// How many keys were deleted with the workspace.
+    keys: u64,
+    /// Only with `wait=all`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    propagation: Option<Spread>,
+}
+
+/// The query of a deletion, for the OpenAPI document.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[expect(dead_code, reason = "says in the OpenAPI document what `DeleteQuery` reads")]
+pub(super) struct DeleteParams {
+    /// Delete the workspace although it has keys: they are deleted with it.
+    force: Option<bool>,
+}
+
+/// Whether keys are deleted as well, and what the response waits for.
+pub(super) struct DeleteQuery {
+    force: bool,
+    wait: WaitQuery,
+}
+
+impl FromParams for DeleteQuery {
+    fn from_params(params: &mut QueryParams) -> Self {
+        let force = params.read("force", |text| text.parse().map_err(|_| "must be true or false".into()));
+        Self { force: force.unwrap_or(false), wait: WaitQuery::from_params(params) }
+    }
 }
 
 /// List workspaces
@@ -146,6 +179,31 @@ pub(super) async fn put_workspace(
     };
     let workspace = admin.write(Fault::NotFound, call).await?;
     Ok(ApiResponse::ok(WorkspaceView::new(workspace)))
+}
+
+/// Delete a workspace
+///
+/// Role `platform`. Its keys end everywhere at once, as when each is deleted, and its end users are removed. Usage, statistics
+/// and the audit trail stay as long as retention keeps them; role `platform` reads them with `X-Workspace-Id`. A token that
+/// still names the workspace is refused and does not create it again; `PUT /workspaces/{id}` does.
+#[utoipa::path(delete, path = "/workspaces/{id}", tag = "Workspaces",
+params(("id" = String, Path, description = "Which workspace"), DeleteParams, WaitParams), responses(
+    (status = 200, description = "How many keys were deleted with it", body = Envelope<DeletedWorkspace>),
+    (status = 409, description = "It has keys, and `force` is not set", body = Envelope<Detail>),
+    (status = "default", description = "Refused", body = Envelope<Detail>),
+))]
+pub(super) async fn delete_workspace(
+    State(admin): State<AdminState>,
+    PlatformAdmin { actor }: PlatformAdmin,
+    id: PathSegment,
+    Query(query): Query<DeleteQuery>,
+) -> Result<ApiResponse<DeletedWorkspace>, AdminError> {
+    let id: WorkspaceId = id.id(Fault::NotFound)?;
+    let call = admin.deps.store.delete_workspace(&id, query.force, &actor, admin.now());
+    let deleted = admin.write_versioned(Fault::NotFound, call).await?;
+    admin.forget(&id);
+    let propagation = spread(&admin, &query.wait, deleted.version).await;
+    Ok(ApiResponse::ok(DeletedWorkspace { keys: deleted.value, propagation }))
 }
 
 /// The usage of every quota of `plan`.

@@ -84,7 +84,9 @@ impl BrokenRows {
         match change {
             Change::Plan(plan) => Some(("plans", plan.id.to_string())),
             Change::PlanRemoved(id) => Some(("plans", id.to_string())),
-            Change::Workspace { id, .. } => Some(("workspaces", id.to_string())),
+            Change::Workspace { id, .. } | Change::WorkspaceRemoved(id) => {
+                Some(("workspaces", id.to_string()))
+            }
             Change::Key(change) => Some(("keys", change.key.id.to_string())),
             Change::KeyRemoved { id, .. } => Some(("keys", id.to_string())),
             Change::EndUserRemoved { .. } | Change::Broken { .. } => None,

@@ -332,6 +332,10 @@ impl Keyring {
                 self.put_workspace(&id, &plan_id)?;
                 self.broken_rows().on_present(&MissingReference::Workspace(id));
             }
+            // Its keys were removed before.
+            Change::WorkspaceRemoved(id) => {
+                self.workspaces.remove(&id);
+            }
             Change::Key(change) => return self.put_key(change),
             Change::KeyRemoved { id, .. } => self.remove_key(id),
             Change::EndUserRemoved { .. } => {}

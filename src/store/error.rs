@@ -20,6 +20,15 @@ pub enum StoreError {
         /// How many.
         workspaces: u64,
     },
+    /// The workspace has keys.
+    #[error("the workspace has {keys} keys")]
+    WorkspaceInUse {
+        /// How many.
+        keys: u64,
+    },
+    /// The workspace was deleted, and is not created again unless somebody says so.
+    #[error("the workspace was deleted")]
+    WorkspaceDeleted,
     /// A deleted key that cannot be restored although its time is not over.
     #[error("the key cannot be restored: {0}")]
     NotRestorable(NotRestorable),

@@ -210,7 +210,7 @@ pub trait Tenants: Send + Sync + 'static {
     /// Removes a plan that no workspace is on. `NotFound`, `PlanInUse`.
     async fn delete_plan(&self, id: &PlanId, by: &Actor, at: Timestamp) -> Result<Written<()>, StoreError>;
 
-    /// The workspace; created with this plan if it does not exist. `NotFound` if there is no such plan.
+    /// The workspace; created with this plan if it does not exist. `NotFound` if there is no such plan, `WorkspaceDeleted`.
     async fn ensure_workspace(
         &self,
         id: &WorkspaceId,
@@ -225,7 +225,7 @@ pub trait Tenants: Send + Sync + 'static {
     /// All workspaces, newest first.
     async fn workspaces(&self, page: PageRequest) -> Result<Page<WorkspaceRecord>, StoreError>;
 
-    /// Changes a workspace; creates it if it does not exist (a patch without a plan then means `default_plan`).
+    /// Changes a workspace; creates it if it does not exist or was deleted (a patch without a plan then means `default_plan`).
     async fn put_workspace(
         &self,
         id: &WorkspaceId,
@@ -234,6 +234,20 @@ pub trait Tenants: Send + Sync + 'static {
         by: &Actor,
         at: Timestamp,
     ) -> Result<Written<WorkspaceRecord>, StoreError>;
+
+    /// Deletes a workspace, its end users and, with `force`, its keys as [`Keys::delete_key`] does. Usage and the audit trail
+    /// stay as long as retention keeps them. Returns how many keys were deleted. `NotFound`, `WorkspaceInUse` if it has
+    /// keys and `force` is not set.
+    async fn delete_workspace(
+        &self,
+        id: &WorkspaceId,
+        force: bool,
+        by: &Actor,
+        at: Timestamp,
+    ) -> Result<Written<u64>, StoreError>;
+
+    /// Whether there was a workspace of this id that is deleted.
+    async fn was_workspace(&self, id: &WorkspaceId) -> Result<bool, StoreError>;
 }
 
 /// End users.

@@ -261,6 +261,8 @@ pub enum Change {
         /// Its plan.
         plan_id: PlanId,
     },
+    /// A deleted workspace.
+    WorkspaceRemoved(WorkspaceId),
     /// The current state of a key.
     Key(KeyChange),
     /// A deleted key.
@@ -384,7 +386,13 @@ impl SecretId {
 impl Change {
     /// Whether a record was removed.
     pub const fn is_removal(&self) -> bool {
-        matches!(self, Self::PlanRemoved(_) | Self::KeyRemoved { .. } | Self::EndUserRemoved { .. })
+        matches!(
+            self,
+            Self::PlanRemoved(_)
+                | Self::WorkspaceRemoved(_)
+                | Self::KeyRemoved { .. }
+                | Self::EndUserRemoved { .. }
+        )
     }
 }
 

@@ -3,7 +3,7 @@
 
 use crate::cluster::{Pair, metric, node, number, pair, pair_with, wait};
 use crate::private_postgres::Server;
-use crate::support::{Gateway, Hold, Key, Origin, Request, eventually_true};
+use crate::support::{Gateway, Hold, Key, Origin, Raw, Request, eventually_true};
 use serde_json::{Value, json};
 
 fn delete_everywhere(gateway: &Gateway, key: &Key) -> Value {
@@ -34,6 +34,38 @@ fn a_key_deleted_on_one_node_is_refused_by_the_other_when_the_call_returns() {
     assert_eq!(delete_everywhere(&first, &key)["propagation"]["complete"], true);
     let seen = first.managed("GET", &format!("/apikeys/{}/propagation", key.id), None);
     assert_eq!(seen["nodes"].as_array().unwrap().len(), 1, "{seen}");
+}
+
+#[test]
+fn a_workspace_deleted_on_one_node_is_closed_on_the_other_when_the_call_returns() {
+    let Pair { first, second, _origin } = pair(&wait(Server::shared().database()));
+    let token = first.mint("admin", "acme");
+    let keys: Vec<_> = (0..3).map(|_| first.create_key_as(&token, json!({}))).collect();
+    for key in &keys {
+        eventually_true("the other node knows the key", || {
+            second.get("/v1/app/x", &key.secret).status == 200
+        });
+    }
+    assert_eq!(second.admin_as(&token, "GET", "/apikeys", None).status, 200);
+    let deleted = first.managed("DELETE", "/workspaces/acme?force=true&wait=all", None);
+    assert_eq!(
+        (&deleted["keys"], &deleted["propagation"]["complete"]),
+        (&json!(3), &json!(true)),
+        "{deleted}"
+    );
+    for key in &keys {
+        assert_eq!([&first, &second].map(|node| node.get("/v1/app/x", &key.secret).status), [401, 401]);
+    }
+    assert_eq!(first.admin_as(&token, "GET", "/apikeys", None).status, 403);
+    eventually_true("the other node refuses its tokens", || {
+        second.admin_as(&token, "GET", "/apikeys", None).status == 403
+    });
+    // The usage of its keys stays. Requests of both nodes reach the ledger after it was deleted, too.
+    let usage = || {
+        let request = Request::get("/usage").bearer(&first.token()).header("X-Workspace-Id", "acme");
+        Raw::connect(first.admin).call(&request).data()["totals"]["total_requests"].clone()
+    };
+    eventually_true("the usage is there", || usage() == json!(3));
 }
 
 #[test]

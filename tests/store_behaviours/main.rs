@@ -88,7 +88,10 @@ macro_rules! behaviours {
                 callers_at_once_that_make_one_workspace_draw_one_number
                 a_workspace_needs_a_plan
                 put_makes_and_changes_a_workspace
-                workspaces_are_listed_newest_first;
+                workspaces_are_listed_newest_first
+                a_workspace_with_keys_is_deleted_by_force_only
+                a_deleted_workspace_comes_back_only_when_somebody_says_so
+                a_plan_that_keeps_no_deleted_keys_keeps_none_of_a_workspace;
             end_users:
                 a_known_end_user_is_the_same_again
                 a_full_plan_admits_the_known_only

@@ -139,6 +139,7 @@ fn describe(change: &Change) -> String {
     match change {
         Change::Plan(plan) => format!("plan {}", plan.id),
         Change::PlanRemoved(id) => format!("plan {id} removed"),
+        Change::WorkspaceRemoved(id) => format!("workspace {id} removed"),
         Change::Workspace { id, plan_id } => format!("workspace {id} on {plan_id}"),
         Change::Key(key) => format!("key {}", key.key.id),
         Change::KeyRemoved { id, .. } => format!("key {id} removed"),

@@ -1,9 +1,13 @@
 //! Plans and workspaces.
 
-use crate::place::{Place, T0, after, everything, page, plan, plan_id, someone, workspace_id};
+use crate::place::{Place, T0, after, everything, new_key, page, plan, plan_id, someone, workspace_id};
 use keygate::model::calendar::{Calendar, WeekDay, zone};
 use keygate::model::key::{Ceiling, Count, Per};
-use keygate::store::{KeyPatch, PlanPatch, PlanRecord, StoreError, WorkspacePatch, WorkspaceRecord};
+use keygate::store::{
+    AuditFilter, EndUserAdmission, KeyFilter, KeyPatch, PlanPatch, PlanRecord, StoreError, WorkspacePatch,
+    WorkspaceRecord,
+};
+use serde_json::json;
 
 fn moved_to(plan: &str) -> WorkspacePatch {
     WorkspacePatch { plan_id: Some(plan_id(plan)), ..WorkspacePatch::default() }
@@ -199,4 +203,98 @@ pub(crate) async fn workspaces_are_listed_newest_first(place: Place) {
         let ids: Vec<&str> = found.items.iter().map(|record| record.id.as_str()).collect();
         assert_eq!((ids, found.total), (expected, 4), "page {number} of {size}");
     }
+}
+
+pub(crate) async fn a_workspace_with_keys_is_deleted_by_force_only(place: Place) {
+    let (w, other) = (place.tenant("w1").await, place.tenant("w2").await);
+    let keys = [place.key_in(&w, "a").await.key.id, place.key_in(&w, "b").await.key.id];
+    let kept = place.key_in(&other, "a").await;
+    for (workspace, name) in [(&w, "ada"), (&w, "bob"), (&other, "ada")] {
+        place.admit_end_user(workspace, name, T0).await.unwrap();
+    }
+    let before = place.version().await.unwrap();
+    let error = place.delete_workspace(&w, false, &someone(), after(1)).await.unwrap_err();
+    assert!(matches!(error, StoreError::WorkspaceInUse { keys: 2 }), "{error}");
+    assert_eq!((place.version().await.unwrap(), place.was_workspace(&w).await.unwrap()), (before, false));
+
+    let deleted = place.delete_workspace(&w, true, &someone(), after(1)).await.unwrap();
+    assert_eq!((deleted.value, deleted.version), (2, place.version().await.unwrap()));
+    let mut feed = place.feed(before).await;
+    // The workspace goes after everything that refers to it.
+    assert_eq!(feed.pop().as_deref(), Some("workspace w1 removed"));
+    let mut expected: Vec<_> = keys.iter().map(|id| format!("key {id} removed")).collect();
+    expected.extend(["ada", "bob"].map(|name| format!("end user w1/{name} removed")));
+    feed.sort_unstable();
+    expected.sort_unstable();
+    assert_eq!(feed, expected);
+
+    assert_eq!(place.workspace(&w).await.unwrap(), None);
+    assert!(place.was_workspace(&w).await.unwrap() && !place.was_workspace(&other).await.unwrap());
+    let listed = place.workspaces(everything()).await.unwrap();
+    assert_eq!((listed.total, &listed.items[0].id), (1, &other));
+    assert_eq!(place.keys(&w, &KeyFilter::default(), everything()).await.unwrap().total, 0);
+    assert_eq!(place.end_users(&w, None, everything()).await.unwrap().total, 0);
+    assert_eq!(place.key(&other, kept.key.id).await.unwrap(), Some(kept));
+    assert_eq!(place.end_users(&other, None, everything()).await.unwrap().total, 1);
+    // Nothing brings it back by accident, and statistics and the audit trail stay.
+    let error = place.ensure_workspace(&w, &plan_id("basic"), &someone(), after(2)).await.unwrap_err();
+    assert!(matches!(error, StoreError::WorkspaceDeleted), "{error}");
+    let error = place.create_key(new_key(&w, "c"), &someone(), after(2)).await.unwrap_err();
+    assert!(matches!(error, StoreError::NotFound("workspace")), "{error}");
+    let error = place.admit_end_user(&w, "eve", after(2)).await.unwrap_err();
+    assert!(matches!(error, StoreError::NotFound("workspace")), "{error}");
+    let error = place.delete_workspace(&w, true, &someone(), after(2)).await.unwrap_err();
+    assert!(matches!(error, StoreError::NotFound("workspace")), "{error}");
+    assert!(place.stats(&w, keys[0], after(2)).await.unwrap().is_some());
+    let filter = AuditFilter { action: Some("workspace.delete".into()), ..AuditFilter::default() };
+    let lines = place.audit(Some(&w), &filter, everything()).await.unwrap().items;
+    assert_eq!((lines.len(), &*lines[0].target), (1, "w1"));
+    assert_eq!((&lines[0].changes["keys"], &lines[0].changes["end_users"]), (&json!(2), &json!(2)));
+}
+
+pub(crate) async fn a_deleted_workspace_comes_back_only_when_somebody_says_so(place: Place) {
+    let w = place.tenant("w1").await;
+    let key = place.key_in(&w, "a").await;
+    place.admit_end_user(&w, "ada", T0).await.unwrap();
+    place.create_plan(plan("gold"), &someone(), T0).await.unwrap();
+    place.delete_workspace(&w, true, &someone(), after(1)).await.unwrap();
+    // No workspace is on its plan any more.
+    place.delete_plan(&plan_id("basic"), &someone(), after(1)).await.unwrap();
+    let (patch, gold) = (WorkspacePatch::default(), plan_id("gold"));
+    let again = place.put_workspace(&w, patch, &gold, &someone(), after(2)).await.unwrap();
+    let expected = WorkspaceRecord {
+        id: w.clone(),
+        name: String::new(),
+        plan_id: gold,
+        end_users: 0,
+        created_at: after(2),
+        updated_at: after(2),
+    };
+    assert_eq!(again.value, expected);
+    assert_eq!(place.workspace(&w).await.unwrap(), Some(expected));
+    assert_eq!(place.feed(again.version).await, Vec::<String>::new());
+    // Its keys can be restored one by one, as after their own deletion.
+    assert_eq!(place.keys(&w, &KeyFilter::default(), everything()).await.unwrap().total, 0);
+    let restored = place.restore_key(&w, key.key.id, &[1], &someone(), after(3)).await.unwrap();
+    assert_eq!((restored.value.key.id, restored.value.name), (key.key.id, key.name));
+    assert!(matches!(
+        place.admit_end_user(&w, "ada", after(3)).await.unwrap(),
+        EndUserAdmission::Admitted(_)
+    ));
+}
+
+pub(crate) async fn a_plan_that_keeps_no_deleted_keys_keeps_none_of_a_workspace(place: Place) {
+    let w = place.tenant("w1").await;
+    let key = place.key_in(&w, "a").await;
+    let patch = PlanPatch { deleted_keys_days: Some(0), ..PlanPatch::default() };
+    place.update_plan(&plan_id("basic"), patch, &someone(), T0).await.unwrap();
+    place.delete_workspace(&w, true, &someone(), after(1)).await.unwrap();
+    let patch = PlanPatch { deleted_keys_days: Some(30), ..PlanPatch::default() };
+    place.update_plan(&plan_id("basic"), patch, &someone(), T0).await.unwrap();
+    place
+        .put_workspace(&w, WorkspacePatch::default(), &plan_id("basic"), &someone(), after(2))
+        .await
+        .unwrap();
+    let error = place.restore_key(&w, key.key.id, &[1], &someone(), after(3)).await.unwrap_err();
+    assert!(matches!(error, StoreError::NotRestorable(_) | StoreError::NotFound("key")), "{error}");
 }

@@ -316,6 +316,44 @@ async fn plans_are_created_changed_and_deleted_once_no_workspace_uses_them() {
 }
 
 #[tokio::test]
+async fn a_deleted_workspace_is_closed_to_its_tokens_and_open_to_the_platform() {
+    let (api, own) = api_and_token().await;
+    let platform = api.token("-", Role::Platform);
+    let key = api.key(&own, "k").await;
+    let uri = "/workspaces/ws-a";
+    let refused = api.call(&platform, "DELETE", uri, Value::Null).await;
+    assert_eq!(refused.verdict(), (409, 1000, "conflict".into()), "{}", refused.text);
+    assert_eq!(refused.data()["keys"], json!(1));
+    let wrong = api.call(&platform, "DELETE", &format!("{uri}?force=yes"), Value::Null).await;
+    assert_eq!(wrong.status, 400, "{}", wrong.text);
+    let done = api.call(&platform, "DELETE", &format!("{uri}?force=true"), Value::Null).await;
+    assert_eq!((done.status.as_u16(), done.data()), (200, json!({"keys": 1})), "{}", done.text);
+    assert!(api.keyring.is_empty());
+
+    let closed = api.call(&own, "GET", "/apikeys", Value::Null).await;
+    assert_eq!(closed.verdict().2, "workspace_no_access", "{}", closed.text);
+    assert!(closed.text.contains("was deleted"), "{}", closed.text);
+    assert_eq!(api.call(&platform, "GET", uri, Value::Null).await.status, 404);
+    assert_eq!(api.call(&platform, "DELETE", uri, Value::Null).await.status, 404);
+    let about = async |method: &str, uri: &str, body: Value| {
+        let mut request = request(&platform, method, uri, &body);
+        request.headers_mut().insert("x-workspace-id", "ws-a".parse().expect("a header"));
+        api.send(request).await
+    };
+    let trail = about("GET", "/audit?action=workspace.delete", Value::Null).await;
+    assert_eq!(trail.data()["items"][0]["changes"]["keys"], json!(1), "{}", trail.text);
+    let id = key["id"].as_str().expect("an id");
+    assert_eq!(about("GET", &format!("/apikeys/{id}/stats"), Value::Null).await.status, 200);
+    let made = about("POST", "/apikeys", json!({"name": "n", "scopes": []})).await;
+    assert_eq!(made.status, 404, "{}", made.text);
+
+    assert_eq!(api.call(&platform, "PUT", uri, json!({"name": "again"})).await.status, 200);
+    assert_eq!(api.call(&own, "GET", "/apikeys", Value::Null).await.status, 200);
+    let restored = api.call(&own, "POST", &format!("/apikeys/{id}/restore"), Value::Null).await;
+    assert_eq!(restored.status, 200, "{}", restored.text);
+}
+
+#[tokio::test]
 async fn every_write_leaves_an_audit_line_with_its_author() {
     let (api, token) = api_and_token().await;
     let key = api.key(&token, "n").await;

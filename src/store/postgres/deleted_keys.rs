@@ -44,6 +44,16 @@ pub(super) async fn erase_credentials(tx: &Tx<'_>, id: KeyId) -> Result<(), Stor
     tx.change(concat!("UPDATE keys SET ", no_credentials!(), " WHERE id = $1"), &[&id.0]).await
 }
 
+/// Erases the credentials of all deleted keys of a workspace.
+pub(super) async fn erase_credentials_of(tx: &Tx<'_>, workspace: &WorkspaceId) -> Result<(), StoreError> {
+    let sql = concat!(
+        "UPDATE keys SET ",
+        no_credentials!(),
+        " WHERE workspace_id = $1 AND deleted_at IS NOT NULL AND digest IS NOT NULL"
+    );
+    tx.change(sql, &[&workspace.as_str()]).await
+}
+
 /// A digest that is given to another key is removed from a deleted one.
 pub(super) async fn release_digest(tx: &Tx<'_>, digest: Digest) -> Result<(), StoreError> {
     let sql = concat!(

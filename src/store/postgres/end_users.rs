@@ -100,7 +100,7 @@ impl EndUsers for PgStore {
 
 impl EndUserRows for Tx<'_> {
     async fn lock_workspace(&self, id: &WorkspaceId) -> Result<Option<u64>, StoreError> {
-        let sql = "SELECT end_users FROM workspaces WHERE id = $1 FOR NO KEY UPDATE";
+        let sql = "SELECT end_users FROM workspaces WHERE id = $1 AND deleted_at IS NULL FOR NO KEY UPDATE";
         self.one(sql, &[&id.as_str()], |f| f.int("end_users")).await
     }
 
@@ -163,6 +163,19 @@ impl EndUserRows for Tx<'_> {
                          ON CONFLICT (workspace_id, other_id) DO UPDATE SET version = excluded.version";
         self.change(tombstone, &[&workspace.as_str(), &user.other_id, &int(version.0)]).await
     }
+}
+
+/// Makes all end users of a workspace tombstones.
+pub(super) async fn bury_all(
+    tx: &Tx<'_>,
+    workspace: &WorkspaceId,
+    version: Version,
+) -> Result<(), StoreError> {
+    let tombstones = "INSERT INTO end_user_tombstones (workspace_id, other_id, version)
+                      SELECT workspace_id, other_id, $2::bigint FROM end_users WHERE workspace_id = $1
+                      ON CONFLICT (workspace_id, other_id) DO UPDATE SET version = excluded.version";
+    tx.execute(tombstones, &[&workspace.as_str(), &int(version.0)]).await?;
+    tx.change("DELETE FROM end_users WHERE workspace_id = $1", &[&workspace.as_str()]).await
 }
 
 async fn known(

@@ -1,7 +1,7 @@
 //! Plans and workspaces.
 
 use super::tx::Tx;
-use super::{PgStore, StoreError};
+use super::{PgStore, StoreError, deleted_keys, end_users};
 use crate::clock::Timestamp;
 use crate::model::id::{PlanId, WorkspaceId};
 use crate::model::key::Plan;
@@ -101,6 +101,25 @@ impl Tenants for PgStore {
         })
         .await
     }
+
+    async fn delete_workspace(
+        &self,
+        id: &WorkspaceId,
+        force: bool,
+        by: &Actor,
+        at: Timestamp,
+    ) -> Result<Written<u64>, StoreError> {
+        let (id, by) = (id.clone(), by.clone());
+        self.write(move |tx| {
+            Box::pin(async move { writes::tenants::delete_workspace(tx, &id, force, &by, at).await })
+        })
+        .await
+    }
+
+    async fn was_workspace(&self, id: &WorkspaceId) -> Result<bool, StoreError> {
+        let id = id.clone();
+        self.read(move |tx| Box::pin(async move { is_deleted(tx, &id).await })).await
+    }
 }
 
 impl TenantRows for Tx<'_> {
@@ -175,16 +194,27 @@ impl TenantRows for Tx<'_> {
     }
 
     async fn count_workspaces_on(&self, plan: &PlanId) -> Result<u64, StoreError> {
-        self.count("SELECT count(*) FROM workspaces WHERE plan_id = $1", &[&plan.as_str()]).await
+        self.count(
+            "SELECT count(*) FROM workspaces WHERE plan_id = $1 AND deleted_at IS NULL",
+            &[&plan.as_str()],
+        )
+        .await
     }
 
     async fn workspace(&self, id: &WorkspaceId) -> Result<Option<Written<WorkspaceRecord>>, StoreError> {
         workspace_record(self, id).await
     }
 
+    async fn is_deleted_workspace(&self, id: &WorkspaceId) -> Result<bool, StoreError> {
+        is_deleted(self, id).await
+    }
+
     async fn insert_workspace(&self, record: &WorkspaceRecord, version: Version) -> Result<(), StoreError> {
         let sql = "INSERT INTO workspaces (id, name, plan_id, end_users, created_at, updated_at, version)
-                   VALUES ($1, $2, $3, 0, $4, $5, $6)";
+                   VALUES ($1, $2, $3, 0, $4, $5, $6)
+                   ON CONFLICT (id) DO UPDATE SET name = excluded.name, plan_id = excluded.plan_id,
+                       created_at = excluded.created_at, updated_at = excluded.updated_at,
+                       version = excluded.version, deleted_at = NULL";
         let (id, plan) = (record.id.as_str(), record.plan_id.as_str());
         let (created, updated) = (record.created_at.as_micros(), record.updated_at.as_micros());
         self.change(sql, &[&id, &record.name, &plan, &created, &updated, &int(version.0)]).await
@@ -196,6 +226,40 @@ impl TenantRows for Tx<'_> {
         let (id, plan) = (record.id.as_str(), record.plan_id.as_str());
         let updated = record.updated_at.as_micros();
         self.change(sql, &[&id, &record.name, &plan, &updated, &int(version.0)]).await
+    }
+
+    async fn bury_workspace(
+        &self,
+        id: &WorkspaceId,
+        at: Timestamp,
+        version: Version,
+    ) -> Result<(), StoreError> {
+        let sql = "UPDATE workspaces SET deleted_at = $2, updated_at = $2, end_users = 0, version = $3 WHERE id = $1";
+        self.change(sql, &[&id.as_str(), &at.as_micros(), &int(version.0)]).await
+    }
+
+    async fn count_keys_of(&self, id: &WorkspaceId) -> Result<u64, StoreError> {
+        let sql = "SELECT count(*) FROM keys WHERE workspace_id = $1 AND deleted_at IS NULL";
+        self.count(sql, &[&id.as_str()]).await
+    }
+
+    async fn bury_keys_of(
+        &self,
+        id: &WorkspaceId,
+        at: Timestamp,
+        version: Version,
+    ) -> Result<(), StoreError> {
+        let sql = "UPDATE keys SET deleted_at = $2, updated_at = $2, version = $3
+                   WHERE workspace_id = $1 AND deleted_at IS NULL";
+        self.change(sql, &[&id.as_str(), &at.as_micros(), &int(version.0)]).await
+    }
+
+    async fn erase_credentials_of(&self, id: &WorkspaceId) -> Result<(), StoreError> {
+        deleted_keys::erase_credentials_of(self, id).await
+    }
+
+    async fn bury_end_users_of(&self, id: &WorkspaceId, version: Version) -> Result<(), StoreError> {
+        end_users::bury_all(self, id, version).await
     }
 }
 
@@ -231,17 +295,18 @@ pub(super) async fn plan_of(tx: &Tx<'_>, workspace: &WorkspaceId) -> Result<Opti
     let sql = concat!(
         "SELECT ",
         plan_columns!(),
-        " FROM workspaces w JOIN plans p ON p.id = w.plan_id WHERE w.id = $1"
+        " FROM workspaces w JOIN plans p ON p.id = w.plan_id
+         WHERE w.id = $1 AND w.deleted_at IS NULL"
     );
     tx.one(sql, &[&workspace.as_str()], read_plan).await
 }
 
 async fn list_workspaces(tx: &Tx<'_>, page: PageRequest) -> Result<Page<WorkspaceRecord>, StoreError> {
-    let total = tx.count("SELECT count(*) FROM workspaces", &[]).await?;
+    let total = tx.count("SELECT count(*) FROM workspaces WHERE deleted_at IS NULL", &[]).await?;
     let sql = concat!(
         "SELECT ",
         workspace_columns!(),
-        " FROM workspaces ORDER BY created_at DESC, id LIMIT $1 OFFSET $2"
+        " FROM workspaces WHERE deleted_at IS NULL ORDER BY created_at DESC, id LIMIT $1 OFFSET $2"
     );
     let (limit, offset) = (i64::from(page.pagesize), int(page.offset()));
     let items = tx.all(sql, &[&limit, &offset], sound_workspace).await?;
@@ -252,6 +317,12 @@ async fn workspace_record(
     tx: &Tx<'_>,
     id: &WorkspaceId,
 ) -> Result<Option<Written<WorkspaceRecord>>, StoreError> {
-    let sql = concat!("SELECT ", workspace_columns!(), " FROM workspaces WHERE id = $1");
+    let sql =
+        concat!("SELECT ", workspace_columns!(), " FROM workspaces WHERE id = $1 AND deleted_at IS NULL");
     tx.one(sql, &[&id.as_str()], read_workspace).await
+}
+
+async fn is_deleted(tx: &Tx<'_>, id: &WorkspaceId) -> Result<bool, StoreError> {
+    let sql = "SELECT count(*) FROM workspaces WHERE id = $1 AND deleted_at IS NOT NULL";
+    Ok(tx.count(sql, &[&id.as_str()]).await? > 0)
 }

@@ -246,7 +246,8 @@ pub(in crate::store) const SOURCES: &[FeedQuery] = &[
     },
     FeedQuery {
         table: "workspaces",
-        sql: "SELECT id, version, id, plan_id FROM workspaces WHERE version > $1 ORDER BY version",
+        sql: "SELECT id, version, id, plan_id FROM workspaces
+              WHERE version > $1 AND deleted_at IS NULL ORDER BY version",
         read: |f| Ok(Change::Workspace { id: f.parsed("id")?, plan_id: f.parsed("plan_id")? }),
     },
     FeedQuery {
@@ -274,6 +275,12 @@ pub(in crate::store) const SOURCES: &[FeedQuery] = &[
             let other_id = f.text("other_id")?.into();
             Ok(Change::EndUserRemoved { workspace_id: f.parsed("workspace_id")?, other_id })
         },
+    },
+    FeedQuery {
+        table: "workspaces",
+        sql: "SELECT id, version, id FROM workspaces
+              WHERE version > $1 AND deleted_at IS NOT NULL ORDER BY version",
+        read: |f| Ok(Change::WorkspaceRemoved(f.parsed("id")?)),
     },
     FeedQuery {
         table: "plans",

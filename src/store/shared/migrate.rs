@@ -37,6 +37,7 @@ pub(in crate::store) const SQLITE: &[MigrationFile] = &[
     ("V4__plan_calendar", include_str!("../../../migrations/sqlite/0004_plan_calendar.sql")),
     ("V5__meter_readings", include_str!("../../../migrations/sqlite/0005_meter_readings.sql")),
     ("V6__usage_groups", include_str!("../../../migrations/sqlite/0006_usage_groups.sql")),
+    ("V7__deleted_workspaces", include_str!("../../../migrations/sqlite/0007_deleted_workspaces.sql")),
 ];
 
 /// The migrations of PostgreSQL: the same numbers and names.
@@ -50,6 +51,7 @@ pub(in crate::store) const POSTGRES: &[MigrationFile] = &[
     ("V4__plan_calendar", include_str!("../../../migrations/postgres/0004_plan_calendar.sql")),
     ("V5__meter_readings", include_str!("../../../migrations/postgres/0005_meter_readings.sql")),
     ("V6__usage_groups", include_str!("../../../migrations/postgres/0006_usage_groups.sql")),
+    ("V7__deleted_workspaces", include_str!("../../../migrations/postgres/0007_deleted_workspaces.sql")),
 ];
 
 /// A runner for `files`, which applies all pending ones in one transaction.

@@ -43,6 +43,16 @@ pub(super) fn erase_credentials(tx: &Transaction<'_>, id: KeyId) -> Result<(), S
     row::change(tx, concat!("UPDATE keys SET ", no_credentials!(), " WHERE id = ?1"), [id.0.as_bytes()])
 }
 
+/// Erases the credentials of all deleted keys of a workspace.
+pub(super) fn erase_credentials_of(tx: &Transaction<'_>, workspace: &WorkspaceId) -> Result<(), StoreError> {
+    let sql = concat!(
+        "UPDATE keys SET ",
+        no_credentials!(),
+        " WHERE workspace_id = ?1 AND deleted_at IS NOT NULL AND digest IS NOT NULL"
+    );
+    row::change(tx, sql, [workspace.as_str()])
+}
+
 /// A digest that is given to another key is removed from a deleted one.
 pub(super) fn release_digest(tx: &Transaction<'_>, digest: Digest) -> Result<(), StoreError> {
     let sql = concat!(

@@ -83,7 +83,7 @@ impl EndUsers for SqliteStore {
 impl EndUserRows for Transaction<'_> {
     /// The write lock is held already.
     fn lock_workspace(&self, id: &WorkspaceId) -> impl Rows<Option<u64>> {
-        let sql = "SELECT end_users FROM workspaces WHERE id = ?1";
+        let sql = "SELECT end_users FROM workspaces WHERE id = ?1 AND deleted_at IS NULL";
         ready(row::one(self, sql, [id.as_str()], |f| f.int("end_users")))
     }
 
@@ -152,6 +152,20 @@ fn bury(
     let tombstone = "INSERT INTO end_user_tombstones (workspace_id, other_id, version) VALUES (?1, ?2, ?3)
                      ON CONFLICT (workspace_id, other_id) DO UPDATE SET version = excluded.version";
     row::change(tx, tombstone, params![workspace.as_str(), user.other_id, row::int(version.0)])
+}
+
+/// Makes all end users of a workspace tombstones.
+pub(super) fn bury_all(
+    tx: &Transaction<'_>,
+    workspace: &WorkspaceId,
+    version: Version,
+) -> Result<(), StoreError> {
+    // SQLite needs the WHERE to tell ON CONFLICT from a join.
+    let tombstones = "INSERT INTO end_user_tombstones (workspace_id, other_id, version)
+                      SELECT workspace_id, other_id, ?2 FROM end_users WHERE workspace_id = ?1
+                      ON CONFLICT (workspace_id, other_id) DO UPDATE SET version = excluded.version";
+    row::execute(tx, tombstones, params![workspace.as_str(), row::int(version.0)])?;
+    row::change(tx, "DELETE FROM end_users WHERE workspace_id = ?1", [workspace.as_str()])
 }
 
 fn known(

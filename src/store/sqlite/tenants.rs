@@ -1,8 +1,8 @@
 //! Plans and workspaces.
 
-use super::row;
 use super::writes::at_once;
 use super::{SqliteStore, StoreError};
+use super::{deleted_keys, end_users, row};
 use crate::clock::Timestamp;
 use crate::model::id::{PlanId, WorkspaceId};
 use crate::model::key::Plan;
@@ -91,11 +91,11 @@ impl Tenants for SqliteStore {
 
     async fn workspaces(&self, page: PageRequest) -> Result<Page<WorkspaceRecord>, StoreError> {
         self.read(move |tx| {
-            let total = row::count(tx, "SELECT count(*) FROM workspaces", [])?;
+            let total = row::count(tx, "SELECT count(*) FROM workspaces WHERE deleted_at IS NULL", [])?;
             let sql = concat!(
                 "SELECT ",
                 workspace_columns!(),
-                " FROM workspaces ORDER BY created_at DESC, id LIMIT ?1 OFFSET ?2"
+                " FROM workspaces WHERE deleted_at IS NULL ORDER BY created_at DESC, id LIMIT ?1 OFFSET ?2"
             );
             let page = params![page.pagesize, row::int(page.offset())];
             let items = row::all(tx, sql, page, sound_workspace)?;
@@ -114,6 +114,22 @@ impl Tenants for SqliteStore {
     ) -> Result<Written<WorkspaceRecord>, StoreError> {
         let (id, plan, by) = (id.clone(), default_plan.clone(), by.clone());
         self.write(move |tx| at_once(writes::tenants::put_workspace(tx, id, patch, plan, &by, at))).await
+    }
+
+    async fn delete_workspace(
+        &self,
+        id: &WorkspaceId,
+        force: bool,
+        by: &Actor,
+        at: Timestamp,
+    ) -> Result<Written<u64>, StoreError> {
+        let (id, by) = (id.clone(), by.clone());
+        self.write(move |tx| at_once(writes::tenants::delete_workspace(tx, &id, force, &by, at))).await
+    }
+
+    async fn was_workspace(&self, id: &WorkspaceId) -> Result<bool, StoreError> {
+        let id = id.clone();
+        self.read(move |tx| is_deleted(tx, &id)).await
     }
 }
 
@@ -182,16 +198,27 @@ impl TenantRows for Transaction<'_> {
     }
 
     fn count_workspaces_on(&self, plan: &PlanId) -> impl Rows<u64> {
-        ready(row::count(self, "SELECT count(*) FROM workspaces WHERE plan_id = ?1", [plan.as_str()]))
+        ready(row::count(
+            self,
+            "SELECT count(*) FROM workspaces WHERE plan_id = ?1 AND deleted_at IS NULL",
+            [plan.as_str()],
+        ))
     }
 
     fn workspace(&self, id: &WorkspaceId) -> impl Rows<Option<Written<WorkspaceRecord>>> {
         ready(workspace_record(self, id))
     }
 
+    fn is_deleted_workspace(&self, id: &WorkspaceId) -> impl Rows<bool> {
+        ready(is_deleted(self, id))
+    }
+
     fn insert_workspace(&self, record: &WorkspaceRecord, version: Version) -> impl Rows<()> {
         let sql = "INSERT INTO workspaces (id, name, plan_id, end_users, created_at, updated_at, version)
-                   VALUES (?1, ?2, ?3, 0, ?4, ?5, ?6)";
+                   VALUES (?1, ?2, ?3, 0, ?4, ?5, ?6)
+                   ON CONFLICT (id) DO UPDATE SET name = excluded.name, plan_id = excluded.plan_id,
+                       created_at = excluded.created_at, updated_at = excluded.updated_at,
+                       version = excluded.version, deleted_at = NULL";
         let (id, plan) = (record.id.as_str(), record.plan_id.as_str());
         let (created, updated) = (record.created_at.as_micros(), record.updated_at.as_micros());
         ready(row::change(self, sql, params![id, record.name, plan, created, updated, row::int(version.0)]))
@@ -203,6 +230,30 @@ impl TenantRows for Transaction<'_> {
         let (id, plan) = (record.id.as_str(), record.plan_id.as_str());
         let updated = record.updated_at.as_micros();
         ready(row::change(self, sql, params![id, record.name, plan, updated, row::int(version.0)]))
+    }
+
+    fn bury_workspace(&self, id: &WorkspaceId, at: Timestamp, version: Version) -> impl Rows<()> {
+        let sql = "UPDATE workspaces SET deleted_at = ?2, updated_at = ?2, end_users = 0, version = ?3 WHERE id = ?1";
+        ready(row::change(self, sql, params![id.as_str(), at.as_micros(), row::int(version.0)]))
+    }
+
+    fn count_keys_of(&self, id: &WorkspaceId) -> impl Rows<u64> {
+        let sql = "SELECT count(*) FROM keys WHERE workspace_id = ?1 AND deleted_at IS NULL";
+        ready(row::count(self, sql, [id.as_str()]))
+    }
+
+    fn bury_keys_of(&self, id: &WorkspaceId, at: Timestamp, version: Version) -> impl Rows<()> {
+        let sql = "UPDATE keys SET deleted_at = ?2, updated_at = ?2, version = ?3
+                   WHERE workspace_id = ?1 AND deleted_at IS NULL";
+        ready(row::change(self, sql, params![id.as_str(), at.as_micros(), row::int(version.0)]))
+    }
+
+    fn erase_credentials_of(&self, id: &WorkspaceId) -> impl Rows<()> {
+        ready(deleted_keys::erase_credentials_of(self, id))
+    }
+
+    fn bury_end_users_of(&self, id: &WorkspaceId, version: Version) -> impl Rows<()> {
+        ready(end_users::bury_all(self, id, version))
     }
 }
 
@@ -224,7 +275,8 @@ pub(super) fn plan_of(tx: &Transaction<'_>, workspace: &WorkspaceId) -> Result<O
     let sql = concat!(
         "SELECT ",
         plan_columns!(),
-        " FROM workspaces w JOIN plans p ON p.id = w.plan_id WHERE w.id = ?1"
+        " FROM workspaces w JOIN plans p ON p.id = w.plan_id
+         WHERE w.id = ?1 AND w.deleted_at IS NULL"
     );
     row::one(tx, sql, [workspace.as_str()], read_plan)
 }
@@ -233,6 +285,12 @@ fn workspace_record(
     tx: &Transaction<'_>,
     id: &WorkspaceId,
 ) -> Result<Option<Written<WorkspaceRecord>>, StoreError> {
-    let sql = concat!("SELECT ", workspace_columns!(), " FROM workspaces WHERE id = ?1");
+    let sql =
+        concat!("SELECT ", workspace_columns!(), " FROM workspaces WHERE id = ?1 AND deleted_at IS NULL");
     row::one(tx, sql, [id.as_str()], read_workspace)
+}
+
+fn is_deleted(tx: &Transaction<'_>, id: &WorkspaceId) -> Result<bool, StoreError> {
+    let sql = "SELECT count(*) FROM workspaces WHERE id = ?1 AND deleted_at IS NOT NULL";
+    Ok(row::count(tx, sql, [id.as_str()])? > 0)
 }

@@ -7,6 +7,7 @@ use crate::store::shared::rules::{self, AuditLine};
 use crate::store::{
     Actor, PlanPatch, PlanRecord, StoreError, Version, WorkspacePatch, WorkspaceRecord, Written,
 };
+use serde_json::json;
 
 /// The operations on rows of plans and workspaces.
 pub(in crate::store) trait TenantRows: WriteTx {
@@ -21,8 +22,21 @@ pub(in crate::store) trait TenantRows: WriteTx {
     fn count_workspaces_on(&self, plan: &PlanId) -> impl Rows<u64>;
 
     fn workspace(&self, id: &WorkspaceId) -> impl Rows<Option<Written<WorkspaceRecord>>>;
+    /// Whether there is a tombstone of this workspace.
+    fn is_deleted_workspace(&self, id: &WorkspaceId) -> impl Rows<bool>;
+    /// Adds a workspace; a tombstone with this id is replaced.
     fn insert_workspace(&self, record: &WorkspaceRecord, version: Version) -> impl Rows<()>;
     fn update_workspace(&self, record: &WorkspaceRecord, version: Version) -> impl Rows<()>;
+    /// Makes a workspace a tombstone without end users. No end user can be added from then on.
+    fn bury_workspace(&self, id: &WorkspaceId, at: Timestamp, version: Version) -> impl Rows<()>;
+    /// How many keys of a workspace are not deleted.
+    fn count_keys_of(&self, id: &WorkspaceId) -> impl Rows<u64>;
+    /// Makes all keys of a workspace tombstones.
+    fn bury_keys_of(&self, id: &WorkspaceId, at: Timestamp, version: Version) -> impl Rows<()>;
+    /// Erases the credentials of all deleted keys of a workspace.
+    fn erase_credentials_of(&self, id: &WorkspaceId) -> impl Rows<()>;
+    /// Makes all end users of a workspace tombstones.
+    fn bury_end_users_of(&self, id: &WorkspaceId, version: Version) -> impl Rows<()>;
 }
 
 // === plans ===
@@ -97,10 +111,14 @@ pub(in crate::store) async fn ensure_workspace(
         tx.undo().await?;
         return Ok(written);
     }
+    // A token that still names it does not bring it back.
+    if tx.is_deleted_workspace(&id).await? {
+        return Err(StoreError::WorkspaceDeleted);
+    }
     create_workspace(tx, rules::blank_workspace(id, plan, at), version, by, at).await
 }
 
-/// Changes a workspace, or creates it.
+/// Changes a workspace, or creates it, also if it was deleted.
 pub(in crate::store) async fn put_workspace(
     tx: &impl TenantRows,
     id: WorkspaceId,
@@ -125,6 +143,36 @@ pub(in crate::store) async fn put_workspace(
     };
     tx.add_audit_line(version, by, at, line).await?;
     Ok(Written { value: after, version })
+}
+
+/// Deletes a workspace with its end users and, with `force`, its keys. Returns how many keys.
+pub(in crate::store) async fn delete_workspace(
+    tx: &impl TenantRows,
+    id: &WorkspaceId,
+    force: bool,
+    by: &Actor,
+    at: Timestamp,
+) -> Result<Written<u64>, StoreError> {
+    let version = tx.next_version().await?;
+    let found = tx.workspace(id).await?.ok_or(StoreError::NotFound("workspace"))?;
+    let before = found.value;
+    let keys = tx.count_keys_of(id).await?;
+    if keys > 0 && !force {
+        return Err(StoreError::WorkspaceInUse { keys });
+    }
+    // Waits for end users that are being added, and keeps out others.
+    tx.bury_workspace(id, at, version).await?;
+    tx.bury_keys_of(id, at, version).await?;
+    let plan = tx.live_plan(&before.plan_id).await?.ok_or(StoreError::NotFound("plan"))?;
+    if plan.deleted_keys_days == 0 {
+        tx.erase_credentials_of(id).await?;
+    }
+    tx.bury_end_users_of(id, version).await?;
+    let mut changes = rules::workspace_fields(&before);
+    changes.extend(rules::fields([("keys", json!(keys)), ("end_users", json!(before.end_users))]));
+    let line = AuditLine { action: "workspace.delete", workspace: Some(id), target: id.to_string(), changes };
+    tx.add_audit_line(version, by, at, line).await?;
+    Ok(Written { value: keys, version })
 }
 
 async fn create_workspace(
