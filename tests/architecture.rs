@@ -59,6 +59,7 @@ const LAYERS: [(&str, &[&str]); 4] = [
             "connection",
             "upstream",
             "snapshot",
+            "meter",
             "ctx",
             "observe",
             "state",

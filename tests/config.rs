@@ -12,6 +12,8 @@ use std::time::Duration;
 
 #[path = "config/forwarding.rs"]
 mod forwarding;
+#[path = "config/metering.rs"]
+mod metering;
 #[path = "config/mistakes.rs"]
 mod mistakes;
 #[path = "config/upstreams.rs"]

@@ -119,7 +119,7 @@ fn no_metered_answer_panics() {
 fn metered<'b>(kind: &'static str, pieces: impl Iterator<Item = &'b [u8]>) -> Metered {
     let rule = MeterRule { source: MeterSource::Llm, missing: Missing::Estimate, max_bytes: 200 };
     let fields = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(kind))]);
-    let asked = Asked { method: &Method::POST, request_id: "" };
+    let asked = Asked { method: &Method::POST, request_id: b"" };
     let mut meter = Meter::new(&rule, &asked, StatusCode::OK, &fields);
     pieces.for_each(|piece| meter.push(piece));
     meter.finish(&MeterEnd { is_whole: true, asked_bytes: 4, model_requested: &"".into() })

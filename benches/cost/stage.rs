@@ -213,6 +213,7 @@ fn route() -> Route {
         keep_credential: false,
         max_body_bytes: 1 << 20,
         encoded_slash: false,
+        meter: None,
         forward: ForwardRules::default(),
         cors: None,
     }

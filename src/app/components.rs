@@ -56,6 +56,7 @@ pub fn routes(config: &Config) -> Result<RouteTable, Vec<BadRoute>> {
         max_body_bytes: r.max_body_bytes,
         encoded_slash: r.encoded_slash == EncodedSlash::Keep,
         forward: ForwardRules { pass: passed(r), ..r.forward.clone() },
+        meter: r.meter.clone(),
         cors: r.cors.clone(),
     });
     RouteTable::new(routes.collect())

@@ -3,7 +3,9 @@
 
 use crate::metrics::Metrics;
 use crate::model::fault::Fault;
+use crate::model::tokens::TokenCounts;
 use crate::model::usage::Outcome;
+use crate::policy::meter::Unreadable;
 use crate::policy::routing::route::RouteTable;
 use crate::proxy::connection::CloseReason;
 use crate::proxy::server::listen::REFUSED;
@@ -30,6 +32,9 @@ pub(super) fn show(metrics: &Metrics) {
     for result in ["sent", "rejected", "failed", "queue_full"] {
         metrics.telemetry_spans.with_label_values(&[result]);
     }
+    for reason in Unreadable::ALL {
+        metrics.meter_unreadable.with_label_values(&[reason.as_str()]);
+    }
     // A request without a route is denied.
     metrics.request_seconds.with_label_values(&[""]);
     for class in ["4xx", "5xx"] {
@@ -42,6 +47,11 @@ pub(super) fn show_routes(metrics: &Metrics, routes: &RouteTable) {
     for route in routes.routes() {
         metrics.request_seconds.with_label_values(&[&route.name]);
         metrics.backend_seconds.with_label_values(&[&route.name]);
+        if route.meter.is_some() {
+            for (kind, _) in TokenCounts::default().kinds() {
+                metrics.tokens.with_label_values(&[&*route.name, kind]);
+            }
+        }
         for outcome in OUTCOMES {
             let first = if outcome == Outcome::Denied { 3 } else { 0 };
             for class in &CLASSES[first..] {

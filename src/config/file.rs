@@ -6,6 +6,7 @@
 use super::acme::acme;
 use super::forward::{ForwardFile, forward};
 use super::introspection::introspection;
+use super::meter::{MeterFile, meter};
 use super::rule::{ByteSize, Flag, Integer, OrEmpty, ParsedText, Text, Word, quote};
 use super::section::Section;
 use super::telemetry::telemetry;
@@ -85,6 +86,7 @@ pub(super) struct RouteFile {
     pub(super) keep_credential: bool,
     pub(super) max_body_bytes: Option<u64>,
     pub(super) encoded_slash: EncodedSlash,
+    pub(super) meter: MeterFile,
     pub(super) forward: ForwardFile,
 }
 
@@ -430,6 +432,7 @@ fn route(s: &mut Section<'_, '_>) -> RouteFile {
         keep_credential: s.value("keep_credential", &Flag, false),
         max_body_bytes: s.value("max_body_bytes", &OrEmpty(ByteSize { min: 0, max: 1 << 40 }), None),
         encoded_slash: s.value("encoded_slash", &Word::new(), EncodedSlash::Refuse),
+        meter: meter(s),
         forward: forward(s),
     }
 }

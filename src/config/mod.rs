@@ -12,6 +12,7 @@ mod error;
 mod file;
 mod forward;
 mod introspection;
+mod meter;
 mod raw_value;
 mod reader;
 mod redis_url;

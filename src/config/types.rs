@@ -14,6 +14,7 @@ use crate::model::scope::Scopes;
 use crate::model::server::{HttpUrl, RedisKind, ServerAddr};
 use crate::policy::http::cors::Cors;
 use crate::policy::keys::credential::SecretPlace;
+use crate::policy::meter::MeterRule;
 use crate::policy::routing::forward::ForwardRules;
 use crate::policy::routing::route::{EndUserFrom, ResourceFrom};
 use crate::store::postgres::PostgresUrl;
@@ -413,6 +414,8 @@ pub struct RouteConfig {
     pub encoded_slash: EncodedSlash,
     /// What it changes about messages.
     pub forward: ForwardRules,
+    /// How its answers are metered; none: not at all.
+    pub meter: Option<MeterRule>,
     /// CORS rules; none: the backend decides.
     pub cors: Option<Cors>,
 }

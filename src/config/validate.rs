@@ -7,6 +7,7 @@ use super::acme::{self, AcmeConfig};
 use super::file::{ConfigFile, EndUserChoice, JwtKeyFiles, PlanFile, RouteFile};
 use super::forward::checked_cors;
 use super::introspection;
+use super::meter::checked_meter;
 use super::reader::{ConfigReader, quoted};
 use super::telemetry;
 use super::texts::is_name;
@@ -413,6 +414,7 @@ fn route(
         not_where_the_secret_is(name, n, "end_user", &secret_from, proxy, reading);
     }
     let upstream = file.upstream.and_then(|name| upstream_index(&name, n, upstreams, reading));
+    let meter = checked_meter(n, file.meter, reading);
     let (forward, cors) = checked_cors(n, file.forward, reading);
     let path = file.path?;
     Some(RouteConfig {
@@ -428,6 +430,7 @@ fn route(
         keep_credential: file.keep_credential,
         max_body_bytes: file.max_body_bytes.unwrap_or(proxy.max_body_bytes),
         encoded_slash: file.encoded_slash,
+        meter,
         forward,
         cors,
     })

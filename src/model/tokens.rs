@@ -36,6 +36,21 @@ pub struct TokenCounts {
     pub audio: u64,
 }
 
+impl TokenCounts {
+    /// Each kind by its name in metrics, in the order of the fields.
+    pub const fn kinds(&self) -> [(&'static str, u64); 7] {
+        [
+            ("total", self.total),
+            ("input", self.input),
+            ("cached", self.cached),
+            ("cache_write", self.cache_write),
+            ("output", self.output),
+            ("reasoning", self.reasoning),
+            ("audio", self.audio),
+        ]
+    }
+}
+
 /// What the meter found out about one request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MeterReading {

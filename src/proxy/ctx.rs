@@ -2,6 +2,7 @@
 
 use super::connection::kept_body::KeptBody;
 use super::connection::{CloseReason, Connection};
+use super::meter::{RequestEnd, RequestMeter};
 use super::snapshot::RoutingSnapshot;
 use super::upstream::attempts::UpstreamAttempts;
 use crate::clock::Now;
@@ -55,6 +56,8 @@ pub struct Ctx {
     pub keyless: Option<KeylessPermit>,
     /// Its usage record until it is complete.
     pub record: Option<PendingRecord>,
+    /// Meters it, if its route is metered.
+    pub meter: Option<Box<RequestMeter>>,
     /// A body that was read ahead to find the end user; it is sent from here.
     pub body: Option<Bytes>,
     /// The part of the body received so far, kept if a backend may report that it has not processed the request.
@@ -105,6 +108,7 @@ impl Ctx {
             admission: None,
             keyless: None,
             record: None,
+            meter: None,
             body: None,
             kept_body: None,
             is_body_sent: false,
@@ -123,6 +127,14 @@ impl Ctx {
     /// The refusal that follows from the close reason of the connection, if that is why reading the request failed.
     pub fn client_fault(&self) -> Option<Denial> {
         self.connection.as_ref()?.close_reason()?.denial()
+    }
+
+    /// Puts what its meter found out into its record. `is_abandoned`: the client left, or nobody knows how it ended.
+    pub fn settle_meter(&mut self, is_abandoned: bool, asked_bytes: u64) {
+        if let (Some(meter), Some(record)) = (self.meter.take(), &mut self.record) {
+            let is_abandoned = is_abandoned && self.attempts.connected;
+            meter.settle(RequestEnd { is_whole: self.is_over, is_abandoned, asked_bytes }, record);
+        }
     }
 
     /// The route's name for metrics; empty if none matched.
@@ -144,6 +156,13 @@ impl CloseReason {
             Self::BodyLate | Self::BodySlow => Some(Denial::Plain(Fault::RequestTimeout)),
             _ => None,
         }
+    }
+}
+
+/// A request that is dropped, and not ended, is metered all the same.
+impl Drop for Ctx {
+    fn drop(&mut self) {
+        self.settle_meter(true, self.body_bytes);
     }
 }
 

@@ -7,6 +7,7 @@ pub mod connection;
 mod ctx;
 mod exchange;
 mod message;
+mod meter;
 pub mod observe;
 mod request;
 mod response;

@@ -26,6 +26,7 @@ use crate::policy::http::field_lines::EditFields;
 use crate::policy::http::fields::HeaderFields;
 use crate::policy::http::trace::TraceContext;
 use crate::policy::keys::denial::Denial;
+use crate::policy::meter::RequestReader;
 use crate::policy::routing::forward::HostRule;
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -102,6 +103,10 @@ impl ProxyHttp for Phases {
 
     async fn upstream_peer(&self, session: &mut Session, ctx: &mut Ctx) -> pingora::Result<Box<HttpPeer>> {
         rewind::rewind(session, ctx).await?;
+        if let Some(meter) = &mut ctx.meter {
+            // Another attempt sends the body from its beginning.
+            meter.request = RequestReader::default();
+        }
         self.next_server(session, ctx).map_err(ForwardError::into_pingora)
     }
 
@@ -205,6 +210,9 @@ impl ProxyHttp for Phases {
             // Pingora replays only what it has kept, possibly just the tail, so the copy of the whole body replaces
             // it. The other parts are empty but present: none would mean the end.
             *body = Some(if end_of_stream { read_ahead.clone() } else { Bytes::new() });
+            if let (Some(meter), true) = (&mut ctx.meter, end_of_stream) {
+                meter.request.push(read_ahead);
+            }
             ctx.is_body_sent |= end_of_stream;
             return Ok(());
         }
@@ -221,6 +229,9 @@ impl ProxyHttp for Phases {
             return Err(
                 Error::explain(ErrorType::HTTPStatus(413), "request body exceeds max_body_bytes").into_down()
             );
+        }
+        if let (Some(part), Some(meter)) = (&body, &mut ctx.meter) {
+            meter.request.push(part);
         }
         if let Some(connection) = &ctx.connection {
             if let (Some(part), Some(rewind)) = (&body, &mut ctx.kept_body) {
@@ -255,6 +266,10 @@ impl ProxyHttp for Phases {
         }
         forward::check_framing(response)?;
         self.on_answer(ctx, response.status.as_u16());
+        if let Some(meter) = &mut ctx.meter {
+            let method = &session.req_header().method;
+            meter.answer_head(method, &ctx.request_id, response.status, &response.headers);
+        }
         reply::close_if_stopping(session);
         if session.req_header().version == Version::HTTP_10 {
             reply::frame_by_close(session, response, ctx.connection.as_ref())?;
@@ -295,6 +310,9 @@ impl ProxyHttp for Phases {
     ) -> pingora::Result<Option<Duration>> {
         if let (Some(part), Some(frames)) = (&body, ctx.attempts.frames()) {
             frames.pass(part);
+        }
+        if let (Some(part), Some(meter)) = (&body, &mut ctx.meter) {
+            meter.answer_part(part);
         }
         let mut came = 0;
         if let (Some(part), Some(connection)) = (body, &ctx.connection) {
@@ -412,6 +430,7 @@ impl Proxy {
         Self::on_served(ctx, outcome == Outcome::Served);
         // nginx's status for a client that disconnects before its response.
         let status = written.unwrap_or(499);
+        ctx.settle_meter(outcome == Outcome::Aborted, read);
         if let Some(mut record) = ctx.record.take() {
             record.bytes(read, sent);
             match (outcome, ctx.fault) {

@@ -23,6 +23,7 @@ mod http2;
 mod interim;
 mod leaving;
 mod limits;
+mod metering;
 mod places;
 mod probes;
 mod public;

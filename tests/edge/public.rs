@@ -5,7 +5,7 @@ use crate::support::{Gateway, Origin, Request, eventually, route, upstream};
 use serde_json::{Value, json};
 
 /// A route that needs no key.
-fn public(name: &str, path: &str, more: &str) -> String {
+pub(crate) fn public(name: &str, path: &str, more: &str) -> String {
     format!("[[routes]]\nname = \"{name}\"\npath = \"{path}\"\nupstream = \"app\"\npublic = true\n{more}\n")
 }
 

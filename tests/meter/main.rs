@@ -140,7 +140,7 @@ impl Exchange {
             let name = coding.trim_start_matches("raw ");
             fields.insert(CONTENT_ENCODING, HeaderValue::from_str(name).unwrap());
         }
-        let asked = Asked { method: &self.method, request_id: "our-own" };
+        let asked = Asked { method: &self.method, request_id: b"our-own" };
         let mut meter = Meter::new(&self.rule, &asked, self.status, &fields);
         for piece in pieces {
             meter.push(piece);

@@ -13,9 +13,11 @@ mod events;
 mod frames;
 mod json;
 mod number;
+mod request;
 mod usage;
 
 pub use number::JsonPointer;
+pub use request::{RequestReader, model_in_path};
 
 use crate::model::key::words;
 use crate::model::tokens::{MeterReading, ReadingSource, TokenCounts};
@@ -35,8 +37,8 @@ static ID_HEADERS: [HeaderName; 4] = [
     HeaderName::from_static("apim-request-id"),
     HeaderName::from_static("x-amzn-requestid"),
 ];
-/// The longest id that is kept.
-const ID_MAX: usize = 256;
+/// The longest name of a model, and the longest id, that is kept.
+const LABEL_MAX: usize = 256;
 /// Bytes of text that are about one token.
 const BYTES_PER_TOKEN: u64 = 4;
 
@@ -102,7 +104,7 @@ pub struct Asked<'r> {
     /// The method.
     pub method: &'r Method,
     /// The id that Keygate gave it.
-    pub request_id: &'r str,
+    pub request_id: &'r [u8],
 }
 
 /// How an exchange ended.
@@ -157,11 +159,9 @@ enum Reader {
 impl Meter {
     /// A meter for an answer with this status and these header fields.
     pub fn new(rule: &MeterRule, asked: &Asked<'_>, status: StatusCode, fields: &impl EditFields) -> Self {
-        let id = ID_HEADERS
-            .iter()
-            .find_map(|name| fields.first(name).filter(|id| *id != asked.request_id.as_bytes()));
-        let id =
-            id.and_then(|id| std::str::from_utf8(id).ok()).filter(|id| id.len() <= ID_MAX).map(Into::into);
+        let ids = ID_HEADERS.iter().filter_map(|name| fields.first(name));
+        let id = ids.filter(|id| *id != asked.request_id).find_map(|id| std::str::from_utf8(id).ok());
+        let id = id.filter(|id| is_label(id)).map(Into::into);
         let mut meter = Self {
             missing: rule.missing,
             id,
@@ -197,6 +197,19 @@ impl Meter {
             (_, Some(decoder)) => meter.decoder = decoder,
         }
         meter
+    }
+
+    /// A meter for a request that the client has given up before the answer began.
+    pub fn unanswered(rule: &MeterRule) -> Self {
+        Self {
+            missing: rule.missing,
+            id: None,
+            decoder: BodyDecoder::identity(),
+            reader: Reader::Opaque,
+            stopped: Some(Unreadable::Truncated),
+            left: 0,
+            bytes: 0,
+        }
     }
 
     /// Shows the next piece of the body.
@@ -239,7 +252,10 @@ impl Meter {
             Reader::Unused => Metered::default(),
             Reader::Header(value) => self.number(*value, Unreadable::NoUsage, end),
             _ if uses_nothing => Metered::default(),
-            Reader::Opaque => self.estimated(TokenCounts::default(), 0, Unreadable::ContentType, end),
+            Reader::Opaque => {
+                let why = self.stopped.unwrap_or(Unreadable::ContentType);
+                self.estimated(TokenCounts::default(), 0, why, end)
+            }
             Reader::Number(body) => {
                 let why = self.why(state, body.sink().has_error(), end);
                 let metered = self.number(body.sink().value(), why, end);
@@ -325,6 +341,11 @@ impl Meter {
         };
         Metered { reading: Some(reading), unreadable, malformed_events: 0 }
     }
+}
+
+/// Whether a text can be the name of a model or an id: every store keeps it.
+fn is_label(text: &str) -> bool {
+    (1..=LABEL_MAX).contains(&text.len()) && !text.chars().any(char::is_control)
 }
 
 /// About how many tokens a text of this size is.

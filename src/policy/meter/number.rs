@@ -2,6 +2,7 @@
 
 use super::body::UsageSink;
 use super::json::{JsonSink, Want, whole};
+use std::fmt;
 use std::sync::Arc;
 
 /// The most steps of a pointer.
@@ -32,6 +33,12 @@ impl JsonPointer {
         };
         let steps: Vec<Box<str>> = steps.map(unescaped).collect::<Option<_>>()?;
         (steps.len() <= STEPS_MAX).then(|| Self(steps.into()))
+    }
+}
+
+impl fmt::Display for JsonPointer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|step| write!(f, "/{}", step.replace('~', "~0").replace('/', "~1")))
     }
 }
 
@@ -120,6 +127,10 @@ mod tests {
         let steps = |text| JsonPointer::parse(text).map(|pointer| pointer.0.join(" "));
         assert_eq!(steps("/usage/0/units"), Some("usage 0 units".to_owned()));
         assert_eq!(steps("/a~1b/m~0n"), Some("a/b m~n".to_owned()));
+        assert_eq!(
+            JsonPointer::parse("/a~1b/m~0n").map(|pointer| pointer.to_string()),
+            Some("/a~1b/m~0n".to_owned())
+        );
         for bad in ["", "usage", "/a~", "/a~2"] {
             assert_eq!(steps(bad), None, "{bad}");
         }

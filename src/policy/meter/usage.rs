@@ -351,7 +351,7 @@ impl JsonSink for LlmUsage {
             Place::Model => &mut self.model,
             _ => &mut self.id,
         };
-        if !text.is_empty() && kept.as_deref() != Some(text) {
+        if super::is_label(text) && kept.as_deref() != Some(text) {
             *kept = Some(text.into());
         }
     }

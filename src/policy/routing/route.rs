@@ -12,6 +12,7 @@ use crate::model::scope::Scopes;
 use crate::policy::http::cors::Cors;
 use crate::policy::http::path::{BadPath, canonical, has_encoded_slash};
 use crate::policy::keys::credential::SecretPlace;
+use crate::policy::meter::MeterRule;
 use http::{HeaderName, Method};
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -53,6 +54,8 @@ pub struct Route {
     pub encoded_slash: bool,
     /// What it changes about messages.
     pub forward: ForwardRules,
+    /// How its answers are metered; none: not at all.
+    pub meter: Option<MeterRule>,
     /// CORS rules; none: the backend decides.
     pub cors: Option<Cors>,
 }

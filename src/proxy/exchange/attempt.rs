@@ -187,6 +187,11 @@ impl<'a> Attempt<'a> {
         .await
     }
 
+    /// The data of the pending part.
+    pub(super) fn part(&self) -> &[u8] {
+        self.down.data()
+    }
+
     /// Writes the last part to the client.
     pub(super) async fn finish(&mut self) -> Result<(), Broken> {
         std::future::poll_fn(|context| self.poll_give(context)).await

@@ -6,6 +6,7 @@
 use super::ReadRequest;
 use crate::policy::http::chunks::{BadChunks, ChunkParser};
 use crate::policy::http::head::Framing;
+use crate::policy::meter::RequestReader;
 use crate::proxy::connection::Connection;
 use crate::proxy::connection::kept_body::KeptBody;
 use bytes::{Bytes, BytesMut};
@@ -25,6 +26,8 @@ pub(super) struct RequestBody {
     pub(super) read: u64,
     /// Whether any part was read that is no longer in memory.
     is_spent: bool,
+    /// Shown to the meter, if the route is metered.
+    reader: Option<RequestReader>,
 }
 
 // === impl RequestBody ===
@@ -41,7 +44,7 @@ impl RequestBody {
             here = along.freeze();
         }
         let read = u64::try_from(here.len()).unwrap_or(u64::MAX);
-        Ok(Self { framing: request.framing, chunks, here, kept: None, read, is_spent: false })
+        Ok(Self { framing: request.framing, chunks, here, kept: None, read, is_spent: false, reader: None })
     }
 
     /// Whether the request has a body.
@@ -57,11 +60,25 @@ impl RequestBody {
             _ => part.len(),
         };
         self.read += u64::try_from(data).unwrap_or(u64::MAX);
+        if let Some(reader) = &mut self.reader {
+            reader.push(&part[..data]);
+        }
         match &mut self.kept {
             Some(kept) => kept.keep(&Bytes::copy_from_slice(&part[..data]), connection),
             None => self.is_spent |= data > 0,
         }
         Ok(data)
+    }
+
+    /// Shows the body to `reader`: what has come of it, and what is read from now on.
+    pub(super) fn show_to(&mut self, mut reader: RequestReader) {
+        reader.push(&self.here);
+        self.reader = Some(reader);
+    }
+
+    /// What the body was shown to.
+    pub(super) fn take_reader(&mut self) -> Option<RequestReader> {
+        self.reader.take()
     }
 
     /// Keeps all further parts for a retry, as long as there is room.

@@ -34,11 +34,12 @@ use super::upstream::{ConnectError, Upstream, UpstreamConnection};
 use crate::gate::{Denied, NamedEndUser, Permit};
 use crate::model::fault::Fault;
 use crate::policy::http::answer::BodyEnd;
+use crate::policy::http::field_lines::FieldLines;
 use crate::policy::http::head::Framing;
 use crate::policy::keys::denial::Denial;
 use bytes::{Bytes, BytesMut};
 use http::header::EXPECT;
-use http::{Method, Version};
+use http::{Method, StatusCode, Version};
 use pingora::connectors::TransportConnector;
 use std::sync::Arc;
 use std::task::Poll;
@@ -209,6 +210,9 @@ impl Exchange<'_> {
     /// Forwards the request, to one server after another until one responds.
     async fn forward(&mut self) -> Result<(), ForwardError> {
         let proxy = Arc::clone(self.server.proxy);
+        if let Some(meter) = &mut self.ctx.meter {
+            self.body.show_to(std::mem::take(&mut meter.request));
+        }
         loop {
             let left = proxy.choose_server(&self.message, self.ctx)?;
             let upstream = upstream_of(self.ctx).map(Arc::clone).ok_or(ForwardError::Internal)?;
@@ -295,6 +299,11 @@ impl Exchange<'_> {
             return Err(attempt::misbehaved());
         }
         proxy.on_answer(self.ctx, answer.status);
+        if let Some(meter) = &mut self.ctx.meter {
+            let fields = FieldLines::new(answer.fields(&mut read));
+            let status = StatusCode::from_u16(answer.status).unwrap_or_default();
+            meter.answer_head(self.message.method, &self.ctx.request_id, status, &fields);
+        }
         let framing = heads::framing_for(&self.message, end);
         let by_close = matches!(end, BodyEnd::Close | BodyEnd::Chunked) && framing == WireFraming::Plain;
         self.may_stay &= !by_close && !is_upgrade && attempt.may_follow() && !*self.server.stop.borrow();
@@ -370,13 +379,22 @@ async fn send_part(
     attempt: &mut Attempt<'_>,
     mut part: Part,
 ) -> Result<(), Broken> {
+    show_to_meter(ctx, attempt);
     while let Part::Some = part {
         part = attempt.next_part().await?;
+        show_to_meter(ctx, attempt);
         proxy.check_time_left(ctx).map_err(Broken::Other)?;
     }
     // The request's permits are released before the client can see the end of the response.
     Proxy::on_response_complete(ctx, true);
     attempt.finish().await
+}
+
+/// Shows the meter the part of the response that goes to the client next.
+fn show_to_meter(ctx: &mut Ctx, attempt: &Attempt<'_>) {
+    if let Some(meter) = &mut ctx.meter {
+        meter.answer_part(attempt.part());
+    }
 }
 
 /// A connection to the chosen server, and whether it is reused.

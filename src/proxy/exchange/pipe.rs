@@ -86,6 +86,11 @@ impl Pipe {
         self.data = data;
     }
 
+    /// The body bytes queued from those read.
+    pub(super) fn data(&self) -> &[u8] {
+        &self.buf[self.data.clone()]
+    }
+
     /// Queues all bytes read, unchanged.
     pub(super) fn send_all(&mut self) {
         self.send(0..self.buf.len(), WireFraming::Plain, false);

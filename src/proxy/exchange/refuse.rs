@@ -102,6 +102,9 @@ impl Exchange<'_> {
     }
 
     fn end(&mut self, error: Option<ForwardError>) {
+        if let (Some(meter), Some(reader)) = (&mut self.ctx.meter, self.body.take_reader()) {
+            meter.request = reader;
+        }
         let outcome = outcome_of(self.ctx, error, self.written);
         let bytes = (self.body.read, self.sent);
         self.server.proxy.ended(&self.message, self.ctx, outcome, self.written, bytes);

@@ -17,6 +17,7 @@ use crate::proxy::connection::Connection;
 use crate::proxy::ctx::Ctx;
 use crate::proxy::message::RequestMessage;
 use crate::proxy::message::headers::{X_FORWARDED_FOR, X_FORWARDED_PROTO, X_REQUEST_ID};
+use crate::proxy::meter::RequestMeter;
 use crate::proxy::state::Proxy;
 use crate::usage::{PendingRecord, RecordStart};
 use bytes::Bytes;
@@ -104,9 +105,15 @@ impl Proxy {
         let start = self.start_of(message, ctx, None);
         let record =
             PendingRecord::admitted(start, &self.recorder, &self.clock).map_err(|_| unavailable())?;
-        ctx.record = Some(record);
+        self.begin_record(ctx, record, message.path);
         ctx.keyless = Some(permit);
         Ok(())
+    }
+
+    /// The request is admitted: its record begins, and its meter if the route has one.
+    fn begin_record(&self, ctx: &mut Ctx, record: PendingRecord, path: &str) {
+        ctx.record = Some(record);
+        ctx.meter = ctx.route.as_ref().and_then(|route| RequestMeter::of(route, path, &self.metrics));
     }
 
     /// Charges the limits and starts the usage record.
@@ -130,7 +137,7 @@ impl Proxy {
         let Ok(record) = PendingRecord::admitted(start, &self.recorder, &self.clock) else {
             return Err(admission.deny(Denial::Plain(Fault::ServiceUnavailable), ctx.route.clone()));
         };
-        ctx.record = Some(record);
+        self.begin_record(ctx, record, message.path);
         if let Some(connection) = &ctx.connection {
             connection.set_served_key(Some(admission.presented().clone()));
             connection.mark_permits_held();

@@ -27,7 +27,7 @@ fn metered<'b>(kind: &'static str, coding: &'static str, pieces: impl Iterator<I
     let mut fields = HeaderMap::new();
     fields.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     fields.insert(CONTENT_ENCODING, HeaderValue::from_static(coding));
-    let asked = Asked { method: &Method::POST, request_id: "" };
+    let asked = Asked { method: &Method::POST, request_id: b"" };
     let mut meter = Meter::new(&rule, &asked, StatusCode::OK, &fields);
     pieces.for_each(|piece| meter.push(piece));
     meter.finish(&MeterEnd { is_whole: true, asked_bytes: 4, model_requested: &"".into() })

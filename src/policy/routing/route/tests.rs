@@ -19,6 +19,7 @@ fn route(name: &str, path: &str, methods: &[Method]) -> Route {
         keep_credential: false,
         max_body_bytes: 1 << 20,
         encoded_slash: false,
+        meter: None,
         forward: ForwardRules::default(),
         cors: None,
     }

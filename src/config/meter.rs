@@ -1,0 +1,60 @@
+//! How the answers of a route are metered: these keys with their rules and defaults.
+
+use super::reader::ConfigReader;
+use super::rule::{ByteSize, OrEmpty, ParsedText, Word, quote};
+use super::section::Section;
+use super::texts::header;
+use crate::policy::meter::{JsonPointer, MeterRule, MeterSource, Missing};
+
+/// The parsed keys.
+pub(super) struct MeterFile {
+    source: Option<MeterSource>,
+    missing: Option<Missing>,
+    max_bytes: u64,
+}
+
+const METER: ParsedText<MeterSource> = ParsedText {
+    must: r#""llm" (answers of language models), "json:/PATH" (a number in a JSON answer, such as "json:/usage/units") or "header:NAME" (a header of the answer)"#,
+    read: |text| match text.split_once(':') {
+        None if text == "llm" => Some(MeterSource::Llm),
+        Some(("json", pointer)) => JsonPointer::parse(pointer).map(MeterSource::Json),
+        Some(("header", name)) => header(name).map(MeterSource::Header),
+        _ => None,
+    },
+    show: |source| match source {
+        MeterSource::Llm => quote(&"llm"),
+        MeterSource::Json(pointer) => quote(&format_args!("json:{pointer}")),
+        MeterSource::Header(name) => quote(&format_args!("header:{name}")),
+    },
+};
+
+/// Reads them from a route.
+pub(super) fn meter(s: &mut Section<'_, '_>) -> MeterFile {
+    MeterFile {
+        source: s.value("meter", &OrEmpty(METER), None),
+        missing: s.value("missing", &OrEmpty(Word::new()), None),
+        max_bytes: s.value("meter_max_bytes", &ByteSize { min: 1 << 10, max: 1 << 40 }, 64 << 20),
+    }
+}
+
+/// The meter of the `n`-th route; none if it has none.
+pub(super) fn checked_meter(n: usize, file: MeterFile, reading: &mut ConfigReader<'_>) -> Option<MeterRule> {
+    let MeterFile { source, missing, max_bytes } = file;
+    let path = |key: &str| format!("routes[{n}].{key}");
+    let (meter_path, missing_path) = (path("meter"), path("missing"));
+    let places = [missing_path.as_str(), meter_path.as_str()];
+    let Some(source) = source else {
+        if missing.is_some() && !reading.is_wrong(&meter_path) {
+            reading.complain_of_conflict(&places, "has no effect without meter");
+        }
+        return None;
+    };
+    let is_llm = source == MeterSource::Llm;
+    if missing == Some(Missing::Estimate) && !is_llm {
+        let message =
+            "must be \"zero\" unless meter is \"llm\": nothing is known that an estimate could be made from";
+        reading.complain_of_conflict(&places, message);
+    }
+    let usual = if is_llm { Missing::Estimate } else { Missing::Zero };
+    Some(MeterRule { source, missing: missing.unwrap_or(usual), max_bytes })
+}

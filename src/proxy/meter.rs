@@ -1,0 +1,111 @@
+//! The meter of one request: which model it names, what the backend's answer used, and the record of both.
+//!
+//! Must not know: how messages arrive. It is shown a copy of each part, in order; parts go on unchanged.
+//!
+//! *Invariant:* an answer is metered once, however many attempts it took.
+
+use crate::metrics::Metrics;
+use crate::model::tokens::MeterReading;
+use crate::policy::http::field_lines::EditFields;
+use crate::policy::meter::{Asked, Meter, MeterEnd, Metered, RequestReader, Unreadable, model_in_path};
+use crate::policy::routing::route::Route;
+use crate::usage::PendingRecord;
+use http::{HeaderValue, Method, StatusCode};
+use std::sync::Arc;
+
+/// The meter of one request on a metered route.
+pub struct RequestMeter {
+    route: Arc<Route>,
+    metrics: Arc<Metrics>,
+    /// Reads the request's body.
+    pub request: RequestReader,
+    /// The model that the path names.
+    model_in_path: Option<Box<str>>,
+    answer: Option<Meter>,
+}
+
+/// How a metered request ended.
+#[derive(Clone, Copy, Debug)]
+pub struct RequestEnd {
+    /// Whether the whole answer has come.
+    pub is_whole: bool,
+    /// Whether the client left while the backend had the request.
+    pub is_abandoned: bool,
+    /// The size of the request's body.
+    pub asked_bytes: u64,
+}
+
+// === impl RequestMeter ===
+
+impl RequestMeter {
+    /// A meter for a request on this route; none if the route is not metered.
+    pub fn of(route: &Arc<Route>, path: &str, metrics: &Arc<Metrics>) -> Option<Box<Self>> {
+        route.meter.as_ref()?;
+        Some(Box::new(Self {
+            route: Arc::clone(route),
+            metrics: Arc::clone(metrics),
+            request: RequestReader::default(),
+            model_in_path: model_in_path(path),
+            answer: None,
+        }))
+    }
+
+    /// The head of the answer that the client gets.
+    pub fn answer_head(
+        &mut self,
+        method: &Method,
+        request_id: &HeaderValue,
+        status: StatusCode,
+        fields: &impl EditFields,
+    ) {
+        if let Some(rule) = &self.route.meter {
+            let asked = Asked { method, request_id: request_id.as_bytes() };
+            self.answer = Some(Meter::new(rule, &asked, status, fields));
+        }
+    }
+
+    /// A part of the answer's body.
+    pub fn answer_part(&mut self, part: &[u8]) {
+        if let Some(answer) = &mut self.answer {
+            answer.push(part);
+        }
+    }
+
+    /// The request has ended: what was found out goes into its record and the metrics.
+    pub fn settle(mut self, end: RequestEnd, record: &mut PendingRecord) {
+        let Some(rule) = &self.route.meter else { return };
+        let answer = match self.answer.take() {
+            Some(answer) => answer,
+            None if end.is_abandoned => Meter::unanswered(rule),
+            // No backend has answered, so nothing was used.
+            None => return,
+        };
+        let model = self.request.model().or(self.model_in_path.as_deref()).unwrap_or_default();
+        let metered = answer.finish(&MeterEnd {
+            is_whole: end.is_whole,
+            asked_bytes: end.asked_bytes,
+            model_requested: &model.into(),
+        });
+        self.count(&metered);
+        if let Some(reading) = metered.reading {
+            record.metered(reading);
+        }
+    }
+
+    fn count(&self, metered: &Metered) {
+        let unreadable =
+            |reason: Unreadable| self.metrics.meter_unreadable.with_label_values(&[reason.as_str()]);
+        if let Some(reason) = metered.unreadable {
+            unreadable(reason).inc();
+        }
+        if metered.malformed_events > 0 {
+            unreadable(Unreadable::Event).inc_by(metered.malformed_events);
+        }
+        let Some(MeterReading { tokens, .. }) = &metered.reading else { return };
+        for (kind, count) in tokens.kinds() {
+            if count > 0 {
+                self.metrics.tokens.with_label_values(&[&*self.route.name, kind]).inc_by(count);
+            }
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! The meter of a route: accepted and rejected values.
+
+use super::{parse, told};
+use keygate::policy::meter::{MeterRule, MeterSource, Missing};
+
+/// One route with these further lines, of which the first is the eighth of the file.
+fn route(more: &str) -> String {
+    let upstream = "[[upstreams]]\nname = \"a\"\nservers = [\"h:1\"]\n";
+    format!("{upstream}[[routes]]\npath = \"/v1/x\"\nupstream = \"a\"\nscopes = []\n{more}\n")
+}
+
+fn read(more: &str) -> Option<MeterRule> {
+    parse(&route(more)).expect("it loads").routes.remove(0).meter
+}
+
+#[test]
+fn a_route_says_how_it_is_metered() {
+    assert_eq!(read(""), None);
+    assert_eq!(read("meter = \"\"\nmeter_max_bytes = \"1MiB\""), None);
+    let llm = read("meter = \"llm\"").expect("a meter");
+    assert_eq!((llm.source, llm.missing, llm.max_bytes), (MeterSource::Llm, Missing::Estimate, 64 << 20));
+    let zero = read("meter = \"llm\"\nmissing = \"zero\"\nmeter_max_bytes = \"1MiB\"").expect("a meter");
+    assert_eq!((zero.missing, zero.max_bytes), (Missing::Zero, 1 << 20));
+    let json = read("meter = \"json:/usage/0/a~1b\"").expect("a meter");
+    assert!(matches!(&json.source, MeterSource::Json(pointer) if pointer.to_string() == "/usage/0/a~1b"));
+    assert_eq!(json.missing, Missing::Zero);
+    let header = read("meter = \"header:X-Tokens-Used\"\nmissing = \"zero\"").expect("a meter");
+    assert!(matches!(&header.source, MeterSource::Header(name) if name == "x-tokens-used"));
+}
+
+#[test]
+fn each_mistake_of_a_meter_is_told() {
+    let meter = "must be \"llm\" (answers of language models), \"json:/PATH\" (a number in a JSON answer, such as \"json:/usage/units\") or \"header:NAME\" (a header of the answer), or \"\" for none";
+    for (more, expected) in [
+        ("meter = \"openai\"", format!("8:9 routes[0].meter: {meter}")),
+        ("meter = \"json:usage\"", format!("8:9 routes[0].meter: {meter}")),
+        ("meter = \"json:/a~2\"", format!("8:9 routes[0].meter: {meter}")),
+        ("meter = \"header:a b\"", format!("8:9 routes[0].meter: {meter}")),
+        (
+            "meter = \"llm\"\nmissing = \"hold\"",
+            "9:11 routes[0].missing: must be one of: estimate, zero, or \"\" for none".to_owned(),
+        ),
+        ("missing = \"zero\"", "8:11 routes[0].missing: has no effect without meter".to_owned()),
+        (
+            "meter = \"json:/n\"\nmissing = \"estimate\"",
+            "9:11 routes[0].missing: must be \"zero\" unless meter is \"llm\": nothing is known that an estimate could be made from".to_owned(),
+        ),
+        (
+            "meter = \"llm\"\nmeter_max_bytes = 10",
+            "9:19 routes[0].meter_max_bytes: must be a number of bytes from 1KiB to 1TiB, plain or with a unit, such as \"32KiB\", \"1MiB\" or \"2GiB\"".to_owned(),
+        ),
+    ] {
+        assert_eq!(told(parse(&route(more))), [expected], "{more}");
+    }
+}
