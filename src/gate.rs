@@ -19,9 +19,9 @@ use crate::model::digest::Digest;
 use crate::model::fault::Fault;
 use crate::model::id::EndUserId;
 use crate::policy::http::fields::HeaderFields;
-use crate::policy::http::path::{BadPath, decode_segment};
+use crate::policy::http::path::{BadPath, decode_segment, split_target};
 use crate::policy::keys::authorize::{AuthorizationRequest, ResourceRequest, authorize, check_active};
-use crate::policy::keys::credential::{SecretPlace, end_user_in_header, presented};
+use crate::policy::keys::credential::{SecretPlace, end_user_in_header, end_user_in_query, presented};
 use crate::policy::keys::denial::{BadRequest, Denial};
 use crate::policy::keys::limit::Limits;
 use crate::policy::keys::secret::{Peppers, SecretShape, sha256, shape};
@@ -53,6 +53,8 @@ pub struct RequestView<'r> {
     pub method: &'r http::Method,
     /// Canonical path.
     pub path: &'r str,
+    /// The target as sent, with the query.
+    pub target: &'r [u8],
     /// Whether the path contains an escaped slash.
     pub encoded_slash: bool,
     /// Header fields as the client sent them.
@@ -77,10 +79,10 @@ pub struct Permit {
 pub enum NamedEndUser {
     /// Nowhere.
     Nobody,
-    /// In a header field, with this value.
-    Header(Box<str>),
-    /// In the body, in the field that the route names.
-    Body,
+    /// Outside the body: this one.
+    Named(Box<str>),
+    /// Perhaps in the body, in the field that the route names; otherwise this one.
+    Body(Option<Box<str>>),
 }
 
 /// Proof that the request may be forwarded: its key permits it and every limit is charged.
@@ -205,6 +207,11 @@ impl Gate {
     ) -> Result<Admission, Box<Denied>> {
         let Permit { presented, route, .. } = permit;
         let entry = &presented.entry;
+        let bound = entry.key.end_user.as_deref();
+        if bound.is_some() && end_user.is_some() && bound != end_user {
+            return Err(Denied::of(Denial::EndUser, Some(route), presented.entry, None));
+        }
+        let end_user = bound.or(end_user);
         let charged = match self.charge(entry, now).await {
             Ok(charged) => charged,
             Err(declined) => return Err(Denied::declined(declined, route, presented.entry)),
@@ -303,15 +310,32 @@ fn check(
         at: request.now.wall,
     };
     authorize(&entry.key, &asked)?;
-    match &route.end_user {
-        EndUserFrom::Nowhere => Ok(NamedEndUser::Nobody),
-        EndUserFrom::JsonField(_) => Ok(NamedEndUser::Body),
-        EndUserFrom::Header(name) => match end_user_in_header(request.fields, passed_on(request, name)?) {
-            Ok(Some(text)) => Ok(NamedEndUser::Header(text.into())),
-            Ok(None) => Ok(NamedEndUser::Nobody),
-            Err(bad) => Err(Denial::BadRequest(bad)),
-        },
+    end_user_of(&route.end_user, request)
+}
+
+/// Where the request names its end user, of the sources of its route.
+fn end_user_of(sources: &[EndUserFrom], request: &RequestView<'_>) -> Result<NamedEndUser, Denial> {
+    let mut in_body = false;
+    for source in sources {
+        let named: Option<Box<str>> = match source {
+            EndUserFrom::JsonField(_) => {
+                in_body = true;
+                continue;
+            }
+            EndUserFrom::Header(name) => {
+                let found = end_user_in_header(request.fields, passed_on(request, name)?);
+                found.map_err(Denial::BadRequest)?.map(Into::into)
+            }
+            EndUserFrom::Query(name) => {
+                let query = split_target(request.target).map_or(&b""[..], |(_, query)| query);
+                end_user_in_query(query, name).map_err(Denial::BadRequest)?.map(Into::into)
+            }
+        };
+        if named.is_some() {
+            return Ok(NamedEndUser::found(named, in_body));
+        }
     }
+    Ok(NamedEndUser::found(None, in_body))
 }
 
 /// The name of a header field that the route reads, unless the client's `Connection` names it: then the backend would not
@@ -336,7 +360,27 @@ fn visible(value: &[u8]) -> Option<&str> {
     std::str::from_utf8(value).ok().filter(|_| is_plain)
 }
 
-// === impl Authorized, Permit, KeylessPermit, Admission, Denied ===
+// === impl NamedEndUser, Authorized, Permit, KeylessPermit, Admission, Denied ===
+
+impl NamedEndUser {
+    /// `named` was found outside the body, or nothing; `in_body`: the body comes first.
+    fn found(named: Option<Box<str>>, in_body: bool) -> Self {
+        match named {
+            otherwise if in_body => Self::Body(otherwise),
+            Some(named) => Self::Named(named),
+            None => Self::Nobody,
+        }
+    }
+
+    /// The end user of a request without a body.
+    pub fn outside_body(&self) -> Option<Box<str>> {
+        match self {
+            Self::Nobody => None,
+            Self::Named(named) => Some(named.clone()),
+            Self::Body(otherwise) => otherwise.clone(),
+        }
+    }
+}
 
 impl Authorized {
     /// The route.

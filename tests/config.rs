@@ -48,7 +48,7 @@ fn the_documented_file_is_the_default_and_an_example() {
     assert_eq!((upstream.name.as_str(), upstream.servers[0].to_string().as_str()), ("app", "127.0.0.1:9001"));
     assert_eq!((route.name.as_str(), route.path.as_str(), route.upstream), ("app", "/v1/app/{rest*}", 0));
     assert_eq!((route.scopes, route.resource), ("app".parse().expect("scopes"), None));
-    assert_eq!(route.end_user, EndUserFrom::Header(config.proxy.end_user_header));
+    assert_eq!(route.end_user, [EndUserFrom::Header(config.proxy.end_user_header)]);
     assert!(route.methods.is_empty() && !route.keep_credential);
 }
 
@@ -340,13 +340,10 @@ keep_credential = true
     let [first, second, third] = &config.routes[..] else { panic!("there are three routes") };
     assert_eq!((first.name.as_str(), first.upstream, first.methods.len()), ("/a/{app_id}", 1, 2));
     assert_eq!(first.resource, Some(ResourceFrom::PathParam("app_id".into())));
-    assert!(matches!(&first.end_user, EndUserFrom::Header(name) if name == "x-user"));
+    assert!(matches!(&first.end_user[..], [EndUserFrom::Header(name)] if name == "x-user"));
     assert!(matches!(&second.resource, Some(ResourceFrom::Header(name)) if name == "x-app-id"));
-    assert_eq!((second.upstream, &second.end_user), (0, &EndUserFrom::JsonField("user_id".into())));
-    assert_eq!(
-        (&third.end_user, third.keep_credential, third.scopes.is_empty()),
-        (&EndUserFrom::Nowhere, true, true)
-    );
+    assert_eq!((second.upstream, &second.end_user), (0, &vec![EndUserFrom::JsonField("user_id".into())]));
+    assert_eq!((third.end_user.len(), third.keep_credential, third.scopes.is_empty()), (0, true, true));
 }
 
 #[test]

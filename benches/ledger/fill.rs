@@ -82,6 +82,7 @@ impl Traffic {
                     allowed_ips: Box::default(),
                     is_active: true,
                     expires_at: None,
+                    end_user: None,
                 },
                 name: format!("key {n}"),
                 description: String::new(),

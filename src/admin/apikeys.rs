@@ -112,6 +112,8 @@ pub(super) struct KeyView {
     limits: Vec<CeilingView>,
     /// Addresses and networks from which it may be used; empty: any.
     allowed_ips: Vec<String>,
+    /// The end user it is bound to, by your own id; null: none.
+    end_user: Option<String>,
     metadata: Map<String, Value>,
     is_active: bool,
     is_expired: bool,
@@ -423,8 +425,18 @@ impl KeyView {
             updated_at,
             deleted_at: _,
         } = record;
-        let Key { id, workspace_id, kind, scopes, resource_id, ceilings, allowed_ips, is_active, expires_at } =
-            key;
+        let Key {
+            id,
+            workspace_id,
+            kind,
+            scopes,
+            resource_id,
+            ceilings,
+            allowed_ips,
+            is_active,
+            expires_at,
+            end_user,
+        } = key;
         let Ceilings { rate_limit, rate_burst, daily_request_limit, quota_limit, concurrency_limit, limits } =
             ceilings;
         Self {
@@ -444,6 +456,7 @@ impl KeyView {
             concurrency_limit,
             limits: limits.iter().map(CeilingView::new).collect(),
             allowed_ips: allowed_ips.iter().map(network).collect(),
+            end_user: end_user.map(Into::into),
             metadata,
             is_active,
             is_expired: expires_at.is_some_and(|end| end <= at),

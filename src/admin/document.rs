@@ -147,6 +147,7 @@ fn rule_of_field(body: &str, field: &str) -> Value {
         ("WorkspaceUpdate", "name") => json!({"pattern": format!("^{PRINTABLE}*$")}),
         (_, "api_key") => json!({"pattern": "^[!-~]+$"}),
         (_, "name") => json!({"pattern": format!("^{PRINTABLE}*{VISIBLE}{PRINTABLE}*$")}),
+        (_, "end_user") => json!({"pattern": format!("^{PRINTABLE}+$")}),
         (_, "description") => json!({"maxLength": 2_000, "pattern": r"^[^\u0000]*$"}),
         (_, "resource_id") => json!({"pattern": format!("^{VISIBLE}({PRINTABLE}*{VISIBLE})?$")}),
         (_, "id" | "plan_id") => json!({"pattern": ID}),

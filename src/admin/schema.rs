@@ -47,6 +47,10 @@ pub(super) struct KeyCreate {
     /// Addresses and networks from which it may be used. Absent: any.
     #[schema(max_items = 100, example = json!(["192.0.2.7", "10.0.0.0/8"]))]
     allowed_ips: Option<Vec<String>>,
+    /// The end user it is bound to, by your own id: every request counts as this end user's, and one that names another is
+    /// refused. Cannot be changed.
+    #[schema(min_length = 1, max_length = 255)]
+    end_user: Option<String>,
     /// Your own data: up to 64 entries, up to 16 KiB.
     metadata: Option<Map<String, Value>>,
 }

@@ -51,7 +51,7 @@ pub fn routes(config: &Config) -> Result<RouteTable, Vec<BadRoute>> {
         scopes: r.scopes.clone(),
         secret_from: r.secret_from.clone().into(),
         resource: r.resource.clone().unwrap_or(ResourceFrom::Nowhere),
-        end_user: r.end_user.clone(),
+        end_user: r.end_user.clone().into(),
         keep_credential: r.keep_credential,
         max_body_bytes: r.max_body_bytes,
         encoded_slash: r.encoded_slash == EncodedSlash::Keep,
@@ -68,10 +68,7 @@ fn passed(route: &RouteConfig) -> Box<[HeaderName]> {
         Some(ResourceFrom::Header(name)) => Some(name),
         _ => None,
     };
-    let end_user = match &route.end_user {
-        EndUserFrom::Header(name) => Some(name),
-        _ => None,
-    };
+    let end_user = route.end_user.iter().filter_map(EndUserFrom::header);
     let secrets = route.secret_from.iter().filter(|_| route.keep_credential).map(SecretPlace::header);
     let decided_by = resource.into_iter().chain(end_user).chain(secrets).filter(|n| is_claim(n.as_str()));
     route.forward.pass.iter().chain(decided_by).cloned().collect()
@@ -137,10 +134,7 @@ pub(super) fn routing(
             ResourceFrom::Header(name) => Some(name.clone()),
             _ => None,
         };
-        let end_user = match &r.end_user {
-            EndUserFrom::Header(name) => Some(name.clone()),
-            _ => None,
-        };
+        let end_user = r.end_user.iter().filter_map(EndUserFrom::header).cloned();
         resource.into_iter().chain(end_user).chain(r.secret_from.iter().map(|place| place.header().clone()))
     });
     let headers = HeaderPolicy::new(&config.proxy.secret_headers, named);

@@ -4,6 +4,7 @@
 //! so that one mistake does not hide others.
 
 use super::acme::acme;
+use super::end_user::{EndUserChoice, EndUserSources};
 use super::forward::{ForwardFile, forward};
 use super::introspection::introspection;
 use super::meter::{MeterFile, meter};
@@ -29,8 +30,8 @@ use crate::model::server::HttpUrl;
 use crate::policy::http::cors::OriginRule;
 use crate::policy::http::head::TARGET_MAX;
 use crate::policy::keys::credential::SecretPlace;
-use crate::policy::routing::route::{EndUserFrom, ResourceFrom};
-use http::{HeaderName, Method};
+use crate::policy::routing::route::ResourceFrom;
+use http::Method;
 use std::path::PathBuf;
 
 /// Most plans in the file.
@@ -82,20 +83,12 @@ pub(super) struct RouteFile {
     pub(super) scopes: Vec<String>,
     pub(super) secret_from: Vec<SecretPlace>,
     pub(super) resource: Option<ResourceFrom>,
-    pub(super) end_user: EndUserChoice,
+    pub(super) end_user: Vec<EndUserChoice>,
     pub(super) keep_credential: bool,
     pub(super) max_body_bytes: Option<u64>,
     pub(super) encoded_slash: EncodedSlash,
     pub(super) meter: MeterFile,
     pub(super) forward: ForwardFile,
-}
-
-/// Where a route takes its end user from.
-pub(super) enum EndUserChoice {
-    /// From the header of `[proxy]`.
-    AsProxy,
-    /// Elsewhere.
-    Own(EndUserFrom),
 }
 
 /// Reads the whole file.
@@ -428,7 +421,7 @@ fn route(s: &mut Section<'_, '_>) -> RouteFile {
         scopes: s.list("scopes", &SCOPE, 0..=SCOPES_MAX, Vec::new()),
         secret_from: s.list("secret_from", &SECRET_PLACE, 0..=8, Vec::new()),
         resource: s.value("resource", &OrEmpty(RESOURCE), None),
-        end_user: s.value("end_user", &END_USER, EndUserChoice::AsProxy),
+        end_user: s.value("end_user", &EndUserSources, vec![EndUserChoice::AsProxy]),
         keep_credential: s.value("keep_credential", &Flag, false),
         max_body_bytes: s.value("max_body_bytes", &OrEmpty(ByteSize { min: 0, max: 1 << 40 }), None),
         encoded_slash: s.value("encoded_slash", &Word::new(), EncodedSlash::Refuse),
@@ -536,27 +529,6 @@ const RESOURCE: ParsedText<ResourceFrom> = ParsedText {
         ResourceFrom::Nowhere => quote(&"none"),
         ResourceFrom::PathParam(name) => quote(&format_args!("path:{name}")),
         ResourceFrom::Header(name) => quote(&format_args!("header:{name}")),
-    },
-};
-
-const END_USER: ParsedText<EndUserChoice> = ParsedText {
-    must: r#""header" (that of [proxy]), "header:NAME", "body:FIELD" with a field of a JSON body, or "none""#,
-    read: |text| match text.split_once(':') {
-        None if text == "header" => Some(EndUserChoice::AsProxy),
-        None if text == "none" => Some(EndUserChoice::Own(EndUserFrom::Nowhere)),
-        Some(("header", name)) => header(name).map(|name| EndUserChoice::Own(EndUserFrom::Header(name))),
-        Some(("body", field)) if is_name(field) => {
-            Some(EndUserChoice::Own(EndUserFrom::JsonField(field.into())))
-        }
-        _ => None,
-    },
-    show: |choice| match choice {
-        EndUserChoice::AsProxy => quote(&"header"),
-        EndUserChoice::Own(EndUserFrom::Nowhere) => quote(&"none"),
-        EndUserChoice::Own(EndUserFrom::Header(name)) => {
-            quote(&format_args!("header:{}", HeaderName::as_str(name)))
-        }
-        EndUserChoice::Own(EndUserFrom::JsonField(field)) => quote(&format_args!("body:{field}")),
     },
 };
 

@@ -8,6 +8,7 @@
 mod acme;
 mod defaults;
 mod did_you_mean;
+mod end_user;
 mod error;
 mod file;
 mod forward;

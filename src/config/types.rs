@@ -404,8 +404,8 @@ pub struct RouteConfig {
     pub secret_from: Vec<SecretPlace>,
     /// Where the request names its resource; none: not set, which means nowhere.
     pub resource: Option<ResourceFrom>,
-    /// Where the request names its end user.
-    pub end_user: EndUserFrom,
+    /// Where the request names its end user; the first that names one counts.
+    pub end_user: Vec<EndUserFrom>,
     /// Whether the secret is forwarded to the backend.
     pub keep_credential: bool,
     /// Largest request body, in bytes.

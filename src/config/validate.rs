@@ -4,7 +4,8 @@
 //! from them.
 
 use super::acme::{self, AcmeConfig};
-use super::file::{ConfigFile, EndUserChoice, JwtKeyFiles, PlanFile, RouteFile};
+use super::end_user::EndUserChoice;
+use super::file::{ConfigFile, JwtKeyFiles, PlanFile, RouteFile};
 use super::forward::checked_cors;
 use super::introspection;
 use super::meter::checked_meter;
@@ -406,11 +407,12 @@ fn route(
     if let Some(ResourceFrom::Header(name)) = &file.resource {
         not_where_the_secret_is(name, n, "resource", &secret_from, proxy, reading);
     }
-    let end_user = match file.end_user {
+    let source_of = |choice| match choice {
         EndUserChoice::AsProxy => EndUserFrom::Header(proxy.end_user_header.clone()),
         EndUserChoice::Own(source) => source,
     };
-    if let EndUserFrom::Header(name) = &end_user {
+    let end_user: Vec<EndUserFrom> = file.end_user.into_iter().map(source_of).collect();
+    for name in end_user.iter().filter_map(EndUserFrom::header) {
         not_where_the_secret_is(name, n, "end_user", &secret_from, proxy, reading);
     }
     let upstream = file.upstream.and_then(|name| upstream_index(&name, n, upstreams, reading));

@@ -54,6 +54,7 @@ fn key(id: KeyId, version: u64, credentials: &[Credential]) -> Change {
         allowed_ips: Box::default(),
         is_active: true,
         expires_at: None,
+        end_user: None,
     };
     Change::Key(KeyChange {
         key,

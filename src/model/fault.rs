@@ -107,6 +107,8 @@ faults! {
     EndUserQuotaExceeded = 402, 3018, "end_user_quota_exceeded", "The workspace's plan has no room for another end user", "工作空间套餐的终端用户数量已满";
     /// The key may not be used from this address.
     AddressNotAllowed = 403, 3020, "address_not_allowed", "The API key may not be used from this address", "不允许从该地址使用此 API 密钥";
+    /// The key is bound to another end user.
+    EndUserNotAllowed = 403, 3021, "end_user_not_allowed", "The API key is bound to another end user", "API 密钥绑定了其他终端用户";
     /// No route matches.
     RouteNotFound = 404, 4000, "route_not_found", "No route matches this request", "没有匹配该请求的路由";
     /// Admin: nothing has this id.

@@ -30,6 +30,8 @@ pub struct Key {
     pub is_active: bool,
     /// The first instant at which it is no longer valid.
     pub expires_at: Option<Timestamp>,
+    /// The end user it is bound to, by the customer's id.
+    pub end_user: Option<Box<str>>,
 }
 
 /// The limits configured on a key. Contract 4.3.

@@ -72,6 +72,7 @@ pub fn put_key(key: &Key, credentials: &Credentials, version: Version, out: &mut
         Value::Text(&ips),
         Value::Flag(key.is_active),
         key.expires_at.map_or(Value::Null, |at| Value::Int(at.as_micros())),
+        key.end_user.as_deref().map_or(Value::Null, Value::Text),
         version(),
         // A node that starts reads the counts from the ledger anyway.
         Value::Flag(false),
@@ -241,6 +242,7 @@ mod tests {
             allowed_ips: ["10.0.0.0/8".parse().expect("a network")].into(),
             is_active: at > 1,
             expires_at: Some(Timestamp::from_secs(at)),
+            end_user: (at > 1).then(|| "ann".into()),
         };
         let credential = |byte, valid_until| Credential {
             digest: Digest([byte; 32]),

@@ -322,7 +322,7 @@ fn each_mistake_is_told_with_its_place_and_what_is_allowed() {
 
 #[test]
 fn each_mistake_of_a_route_is_told() {
-    let end_user = "must be \"header\" (that of [proxy]), \"header:NAME\", \"body:FIELD\" with a field of a JSON body, or \"none\"";
+    let end_user = "must be \"header\" (that of [proxy]), \"header:NAME\", \"query:NAME\", \"body:FIELD\" with a field of a JSON body, a list of these with at most one body, or \"none\"";
     let resource = "must be \"path:NAME\" with the name of a path parameter, \"header:NAME\", \"any\" (bound keys may use the route) or \"none\", or \"\" for none";
     let path = "must be a path of 1 to 1024 visible ASCII characters that begins with \"/\", without ? or #";
     for (line, expected) in [
@@ -357,6 +357,10 @@ fn each_mistake_of_a_route_is_told() {
             "8:10 routes[0].scopes: must not be set on a route with public = true, which has no key".into(),
         ),
         ("end_user = \"\"", format!("7:12 routes[0].end_user: {end_user}")),
+        ("end_user = []", format!("7:12 routes[0].end_user: {end_user}")),
+        ("end_user = [\"body:a\", \"body:b\"]", format!("7:12 routes[0].end_user: {end_user}")),
+        ("end_user = [\"query:a\", \"query:a\"]", format!("7:12 routes[0].end_user: {end_user}")),
+        ("end_user = [\"none\"]", format!("7:12 routes[0].end_user: {end_user}")),
         ("end_user = \"body:\"", format!("7:12 routes[0].end_user: {end_user}")),
         (
             "end_user = \"header:x-api-key\"",

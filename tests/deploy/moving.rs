@@ -57,7 +57,7 @@ fn live(gateway: &Gateway, token: &str) -> Lived {
     gateway.managed("PUT", "/workspaces/w2", Some(&json!({"name": "the second", "plan_id": "gold"})));
     let full = json!({
         "type": "app", "resource_id": "app-1", "description": "what for", "rate_limit": 400, "rate_burst": 7,
-        "daily_request_limit": 5_000, "quota_limit": 900, "concurrency_limit": 3, "allowed_ips": ["127.0.0.0/8"],
+        "daily_request_limit": 5_000, "quota_limit": 900, "concurrency_limit": 3, "end_user": "ann", "allowed_ips": ["127.0.0.0/8"],
         "limits": [{"count": "requests", "per": "hour", "max": 800}], "metadata": {"team": "β", "n": [1, null]},
         "expires_at": 4_102_444_800_000_i64, "scopes": ["app", "rag"],
     });

@@ -17,6 +17,7 @@ mod clients;
 mod closing;
 mod coded;
 mod credentials;
+mod end_users;
 mod frames;
 mod hops;
 mod http2;

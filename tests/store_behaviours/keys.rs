@@ -58,6 +58,7 @@ pub(crate) async fn a_created_key_reads_back_exactly(place: Place) {
     new.key.expires_at = Some(Timestamp::from_micros(1_999_999_999_999_999));
     new.key.is_active = false;
     new.key.scopes = scopes("app,orders:*,rag");
+    new.key.end_user = Some("ann".into());
     new.key.allowed_ips = ["10.0.0.0/8".parse().unwrap(), "2001:db8::/32".parse().unwrap()].into();
     let ceilings = &mut new.key.ceilings;
     ceilings.rate_burst = Some(7);

@@ -229,6 +229,7 @@ pub(crate) fn new_key(workspace: &WorkspaceId, name: &str) -> NewKey {
         allowed_ips: [].into(),
         is_active: true,
         expires_at: None,
+        end_user: None,
     };
     NewKey {
         key,

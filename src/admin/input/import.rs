@@ -216,7 +216,7 @@ pub fn read_imported_end_user(
     now: Timestamp,
 ) -> Result<EndUserRecord, Vec<FieldError>> {
     let mut fields = InputFields::of(row);
-    let other_id = fields.required("other_id", other_id);
+    let other_id = fields.required("other_id", rules::end_user);
     let id = fields.optional("id", end_user_id).unwrap_or_else(|| EndUserId::new(now));
     let created_at = fields.optional("created_at", instant).unwrap_or(now);
     if fields.optional("workspace_id", rules::word::<WorkspaceId>).is_some_and(|id| id != *workspace) {
@@ -252,16 +252,6 @@ fn key_id(value: &Value) -> Result<KeyId, ValidationErrors> {
 
 fn end_user_id(value: &Value) -> Result<EndUserId, ValidationErrors> {
     value.as_str().and_then(|text| text.parse().ok()).ok_or_else(|| "must be a UUID".into())
-}
-
-fn other_id(value: &Value) -> Result<String, ValidationErrors> {
-    const MAX: usize = 255;
-    let allowed = format!("must be 1 to {MAX} characters, without control characters");
-    let text = value.as_str().ok_or_else(|| ValidationErrors::from(allowed.clone()))?;
-    if text.is_empty() || text.chars().count() > MAX || text.chars().any(char::is_control) {
-        return Err(allowed.into());
-    }
-    Ok(text.to_owned())
 }
 
 fn flag(value: &Value) -> Result<bool, ValidationErrors> {

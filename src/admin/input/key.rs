@@ -40,6 +40,8 @@ pub struct CreateKeyInput {
     pub expires_at: Option<Timestamp>,
     /// See [`Key::allowed_ips`].
     pub allowed_ips: Box<[IpNet]>,
+    /// See [`Key::end_user`].
+    pub end_user: Option<Box<str>>,
     /// The caller's own data.
     pub metadata: Map<String, Value>,
 }
@@ -74,6 +76,7 @@ impl CreateKeyInput {
         let limits = fields.optional("limits", rules::limits);
         let expires_at = fields.optional("expires_at", rules::future_or(now, None));
         let allowed_ips = fields.optional("allowed_ips", rules::networks);
+        let end_user = fields.optional("end_user", rules::end_user);
         let metadata = fields.optional("metadata", rules::metadata);
         let errors = fields.finish();
         let (Some(name), Some(kind), Some(resource_id), Some(scopes), true) =
@@ -95,6 +98,7 @@ impl CreateKeyInput {
             limits: limits.unwrap_or_default(),
             expires_at,
             allowed_ips: allowed_ips.unwrap_or_default(),
+            end_user: end_user.map(Into::into),
             metadata: metadata.unwrap_or_default(),
         })
     }
@@ -157,6 +161,7 @@ impl CreateKeyInput {
             allowed_ips: self.allowed_ips,
             is_active: true,
             expires_at: self.expires_at,
+            end_user: self.end_user,
         };
         let Self { name, description, metadata, .. } = self;
         NewKey { key, name, description, metadata, credential, past }
@@ -246,7 +251,9 @@ impl UpdateKeyInput {
             allowed_ips: fields.cleared("allowed_ips", rules::networks).map(Option::unwrap_or_default),
             metadata: fields.cleared("metadata", rules::metadata).map(Option::unwrap_or_default),
         };
-        for name in ["id", "type", "resource_id", "workspace_id", "hint", "created_by", "created_at"] {
+        for name in
+            ["id", "type", "resource_id", "end_user", "workspace_id", "hint", "created_by", "created_at"]
+        {
             fields.fixed(name);
         }
         let errors = fields.finish();

@@ -8,6 +8,7 @@ use crate::model::key::{
     CEILING_MAX, CEILINGS_MAX, Ceiling, Count, DELETED_KEYS_DAYS_MAX, Per, RATE_MAX, RETENTION_DAYS_MAX,
 };
 use crate::model::scope::{Scopes, check_granted};
+use crate::policy::keys::credential::{END_USER_MAX, is_end_user};
 use crate::policy::keys::secret::SECRET_MAX;
 use chrono_tz::Tz;
 use ipnet::IpNet;
@@ -38,6 +39,13 @@ pub(super) fn name(value: &Value) -> Result<String, ValidationErrors> {
         return Err(allowed.into());
     }
     Ok(text.trim().to_owned())
+}
+
+/// The customer's id of an end user.
+pub(super) fn end_user(value: &Value) -> Result<String, ValidationErrors> {
+    let allowed = || format!("must be 1 to {END_USER_MAX} characters, without control characters");
+    let text = value.as_str().filter(|text| is_end_user(text)).ok_or_else(allowed)?;
+    Ok(text.to_owned())
 }
 
 /// A name that may be empty.

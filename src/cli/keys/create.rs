@@ -52,6 +52,9 @@ pub(super) struct CreateArgs {
     /// Addresses or networks from which it may be used; several with commas
     #[arg(long, value_delimiter = ',', value_name = "CIDR")]
     allowed_ips: Vec<String>,
+    /// The end user it is bound to, by your own id
+    #[arg(long, value_name = "ID")]
+    end_user: Option<String>,
 }
 
 pub(super) fn run(command: &KeyCommand, args: CreateArgs) -> Result<(), Failure> {
@@ -92,5 +95,6 @@ fn fields(args: CreateArgs) -> Map<String, Value> {
         args.expires_at.map_or(Value::Null, |t| t.parse::<i64>().map_or(json!(t), |n| json!(n))),
     );
     set("allowed_ips", if args.allowed_ips.is_empty() { Value::Null } else { json!(args.allowed_ips) });
+    set("end_user", json!(args.end_user));
     fields
 }

@@ -92,6 +92,7 @@ mod tests {
             allowed_ips: Box::default(),
             is_active: true,
             expires_at: None,
+            end_user: None,
         }
     }
 

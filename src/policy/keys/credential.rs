@@ -6,6 +6,7 @@ use super::denial::{BadRequest, Denial};
 use crate::model::fault::Fault;
 use crate::policy::http::coding::{Coding, is_too_much};
 use crate::policy::http::fields::HeaderFields;
+use crate::policy::http::path::decode_segment;
 use base64::Engine as _;
 use base64::engine::DecodePaddingMode;
 use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
@@ -121,6 +122,29 @@ pub fn end_user_in_header<'h>(
         return Err(BadRequest::EndUserHeader);
     }
     Ok(Some(text))
+}
+
+/// The end user in the parameter `name` of a query; none if it is absent.
+pub fn end_user_in_query(query: &[u8], name: &str) -> Result<Option<String>, BadRequest> {
+    let mut found = None;
+    for pair in query.split(|byte| *byte == b'&') {
+        let at = pair.iter().position(|byte| *byte == b'=');
+        let (key, value) = pair.split_at(at.unwrap_or(pair.len()));
+        if decoded(key).as_deref() != Some(name) {
+            continue;
+        }
+        let value = decoded(value.get(1..).unwrap_or_default()).filter(|text| is_end_user(text));
+        if found.replace(value.ok_or(BadRequest::EndUserQuery)?).is_some() {
+            return Err(BadRequest::EndUserQuery);
+        }
+    }
+    Ok(found)
+}
+
+/// A name or value of a query, as forms write it.
+fn decoded(part: &[u8]) -> Option<String> {
+    let text = std::str::from_utf8(part).ok()?.replace('+', " ");
+    decode_segment(&text).map(Cow::into_owned)
 }
 
 /// The end user in the top-level `field` of a JSON object; none if it is absent or null.
@@ -304,6 +328,31 @@ mod tests {
         let mut long = HeaderMap::new();
         long.insert(&name, HeaderValue::from_str(&"a".repeat(END_USER_MAX + 1)).expect("a value"));
         assert_eq!(end_user_in_header(HeaderFields::Map(&long), &name), Err(BadRequest::EndUserHeader));
+    }
+
+    #[test]
+    fn the_end_user_is_read_from_the_query_in_every_spelling_and_a_repeated_one_refused() {
+        let bad = || Err(BadRequest::EndUserQuery);
+        for (query, expected) in [
+            ("", Ok(None)),
+            ("other=1&users=2", Ok(None)),
+            ("user=ann", Ok(Some("ann"))),
+            ("a&user=ann%20b+c&b=1", Ok(Some("ann b c"))),
+            ("us%65r=%C3%A9", Ok(Some("é"))),
+            ("user=a=b", Ok(Some("a=b"))),
+            ("user", bad()),
+            ("user=", bad()),
+            ("user=%ff", bad()),
+            ("user=%00", bad()),
+            ("user=ann&us%65r=ann", bad()),
+        ] {
+            let found = end_user_in_query(query.as_bytes(), "user");
+            assert_eq!(found, expected.map(|user| user.map(str::to_owned)), "{query}");
+        }
+        assert_eq!(
+            end_user_in_query(format!("user={}", "a".repeat(256)).as_bytes(), "user"),
+            bad().map(|_: Option<&str>| None)
+        );
     }
 
     #[test]

@@ -43,6 +43,8 @@ pub enum Denial {
     Resource,
     /// The key may not be used from this address.
     Address(IpAddr),
+    /// The key is bound to another end user than the request names.
+    EndUser,
     /// A limit is used up.
     Limit(LimitReached),
     /// The end user is new and the plan's quota is reached.
@@ -73,6 +75,8 @@ pub enum BadRequest {
     Connection,
     /// The header field with the end user is repeated, empty or too long.
     EndUserHeader,
+    /// The query parameter with the end user is repeated, empty or too long.
+    EndUserQuery,
     /// The body names no end user where one is expected, or is not a JSON object.
     EndUserBody,
 }
@@ -109,6 +113,7 @@ impl Denial {
             Self::Scope(_) => Fault::KeyInvalidScope,
             Self::Resource => Fault::KeyInvalidResource,
             Self::Address(_) => Fault::AddressNotAllowed,
+            Self::EndUser => Fault::EndUserNotAllowed,
             Self::Limit(refused) => match refused.limit.name {
                 LimitName::Rate { .. } => Fault::RateLimitExceeded,
                 LimitName::Daily => Fault::DailyLimitExceeded,
@@ -298,6 +303,7 @@ impl BadRequest {
             Self::Host => "host",
             Self::Connection => "connection",
             Self::EndUserHeader => "end_user_header",
+            Self::EndUserQuery => "end_user_query",
             Self::EndUserBody => "end_user_body",
         }
     }
@@ -352,6 +358,10 @@ impl BadRequest {
                 "The header that names the end user must be there once, with 1 to 255 visible characters"
             }
             (Self::EndUserHeader, Lang::Zh) => "标识终端用户的请求头只能出现一次，且为 1 到 255 个可见字符",
+            (Self::EndUserQuery, Lang::En) => {
+                "The query parameter that names the end user must be there once, with 1 to 255 visible characters"
+            }
+            (Self::EndUserQuery, Lang::Zh) => "标识终端用户的查询参数只能出现一次，且为 1 到 255 个可见字符",
             (Self::EndUserBody, Lang::En) => {
                 "The body must be a JSON object whose field for the end user is a text of 1 to 255 characters, given once"
             }

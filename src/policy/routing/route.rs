@@ -44,8 +44,8 @@ pub struct Route {
     pub secret_from: Box<[SecretPlace]>,
     /// Where a request names its resource.
     pub resource: ResourceFrom,
-    /// Where a request names its end user.
-    pub end_user: EndUserFrom,
+    /// Where a request names its end user; the first that names one counts. Empty: nowhere. At most one is in the body.
+    pub end_user: Box<[EndUserFrom]>,
     /// Whether the credential is forwarded to the backend.
     pub keep_credential: bool,
     /// Largest request body, in bytes.
@@ -76,10 +76,10 @@ pub enum ResourceFrom {
 /// Where a request names its end user.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EndUserFrom {
-    /// Nowhere.
-    Nowhere,
     /// In this header.
     Header(HeaderName),
+    /// In this parameter of the query.
+    Query(Box<str>),
     /// In this field of the JSON body.
     JsonField(Box<str>),
 }
@@ -163,6 +163,28 @@ struct RouteTableBuilder {
     by_shape: HashMap<String, usize>,
     trees: BTreeMap<Option<usize>, matchit::Router<usize>>,
     mistakes: Vec<BadRoute>,
+}
+
+// === impl Route, EndUserFrom ===
+
+impl Route {
+    /// The field of the JSON body that may name the end user.
+    pub fn end_user_field(&self) -> Option<&str> {
+        self.end_user.iter().find_map(|source| match source {
+            EndUserFrom::JsonField(field) => Some(&**field),
+            _ => None,
+        })
+    }
+}
+
+impl EndUserFrom {
+    /// The header, if it is one.
+    pub const fn header(&self) -> Option<&HeaderName> {
+        match self {
+            Self::Header(name) => Some(name),
+            _ => None,
+        }
+    }
 }
 
 // === impl RouteTable ===

@@ -182,7 +182,7 @@ impl Exchange<'_> {
 
     /// Whether the body names the end user and must be read ahead.
     fn has_to_read(&self, permit: &Permit) -> bool {
-        matches!(permit.end_user(), NamedEndUser::Body) && self.body.exists()
+        matches!(permit.end_user(), NamedEndUser::Body(_)) && self.body.exists()
     }
 
     /// Whether the exchange can forward this request: its backend speaks HTTP/1.1, or the request asks for a tunnel.
@@ -192,18 +192,15 @@ impl Exchange<'_> {
     }
 
     async fn admit(&mut self, proxy: &Proxy, permit: Permit) -> Result<(), Box<Denied>> {
-        let name = match permit.end_user() {
-            NamedEndUser::Header(name) => Some(name.clone()),
-            NamedEndUser::Body if self.body.exists() => {
-                let coding = coding_of(self.message.fields);
-                let max = proxy.limits.end_user_body_bytes;
-                let expects = self.message.fields.first(&EXPECT).is_some();
-                let read = read_ahead(self.client, self.connection, &mut self.body, max, expects);
-                let (permit, name) = proxy.end_user_in_body(self.ctx, permit, coding, read).await?;
-                return proxy.admit(&self.message, self.ctx, permit, name.as_deref()).await;
-            }
-            NamedEndUser::Body | NamedEndUser::Nobody => None,
-        };
+        if self.has_to_read(&permit) {
+            let coding = coding_of(self.message.fields);
+            let max = proxy.limits.end_user_body_bytes;
+            let expects = self.message.fields.first(&EXPECT).is_some();
+            let read = read_ahead(self.client, self.connection, &mut self.body, max, expects);
+            let (permit, name) = proxy.end_user_in_body(self.ctx, permit, coding, read).await?;
+            return proxy.admit(&self.message, self.ctx, permit, name.as_deref()).await;
+        }
+        let name = permit.end_user().outside_body();
         proxy.admit(&self.message, self.ctx, permit, name.as_deref()).await
     }
 

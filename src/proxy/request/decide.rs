@@ -12,7 +12,7 @@ use crate::policy::http::head::{self, METHOD_MAX, TARGET_MAX};
 use crate::policy::http::path::{canonical, check_query, escape_loose, has_encoded_slash, split_target};
 use crate::policy::keys::credential::end_user_in_coded_body;
 use crate::policy::keys::denial::{BadRequest, Denial};
-use crate::policy::routing::route::{EndUserFrom, Route};
+use crate::policy::routing::route::Route;
 use crate::proxy::connection::Connection;
 use crate::proxy::ctx::Ctx;
 use crate::proxy::message::RequestMessage;
@@ -62,6 +62,7 @@ impl Proxy {
         let view = RequestView {
             method: message.method,
             path: message.path,
+            target: message.target,
             encoded_slash: has_encoded_slash(message.path),
             fields: message.fields,
             address: ctx.address,
@@ -277,13 +278,9 @@ impl Proxy {
         ctx: &mut Ctx,
         permit: Permit,
     ) -> Result<(Permit, Option<Box<str>>), Box<Denied>> {
-        match permit.end_user() {
-            NamedEndUser::Body if !session.is_body_empty() => {}
-            NamedEndUser::Header(name) => {
-                let name = name.clone();
-                return Ok((permit, Some(name)));
-            }
-            NamedEndUser::Nobody | NamedEndUser::Body => return Ok((permit, None)),
+        if !matches!(permit.end_user(), NamedEndUser::Body(_)) || session.is_body_empty() {
+            let name = permit.end_user().outside_body();
+            return Ok((permit, name));
         }
         let Some(connection) = ctx.connection.clone() else {
             return Err(permit.deny(Denial::Plain(Fault::Internal)));
@@ -323,8 +320,7 @@ impl Proxy {
         coding: Option<Coding>,
         read: impl Future<Output = Result<Bytes, Denial>>,
     ) -> Result<Option<Box<str>>, Denial> {
-        let (Some(connection), EndUserFrom::JsonField(field)) = (&ctx.connection, &permit.route().end_user)
-        else {
+        let (Some(connection), Some(field)) = (&ctx.connection, permit.route().end_user_field()) else {
             return Err(Denial::Plain(Fault::Internal));
         };
         let coding = coding.ok_or(Denial::ContentCoding)?;
@@ -334,7 +330,8 @@ impl Proxy {
         ctx.body = Some(body.clone());
         self.gate.revalidate(permit.presented(), self.clock.now().wall)?;
         let max = self.limits.end_user_body_bytes;
-        end_user_in_coded_body(&body, coding, max, field).map(|name| name.map(Into::into))
+        let found = end_user_in_coded_body(&body, coding, max, field)?;
+        Ok(found.map(Into::into).or_else(|| permit.end_user().outside_body()))
     }
 
     /// Records a refusal. Starts a usage record if the key and the route are known.
@@ -387,7 +384,7 @@ pub(in crate::proxy) fn coding_of(fields: HeaderFields<'_>) -> Option<Coding> {
 
 /// Whether more than a little of a body may have to be buffered.
 fn buffers_body(route: &Route, length: Option<u64>) -> bool {
-    matches!(route.end_user, EndUserFrom::JsonField(_)) || is_counted(length)
+    route.end_user_field().is_some() || is_counted(length)
 }
 
 /// The request target to be forwarded, if it differs from the client's: it was in absolute form, or not in canonical

@@ -88,6 +88,7 @@ impl Proxy {
         let view = RequestView {
             method: message.method,
             path: message.path,
+            target: message.target,
             encoded_slash: has_encoded_slash(message.path),
             fields,
             address: ctx.address,

@@ -90,9 +90,9 @@ pub(super) async fn insert(
     let sql = "INSERT INTO keys (id, workspace_id, kind, scopes, resource_id, name, description, metadata, hint,
                    search_text, rate_limit, rate_burst, daily_request_limit, quota_limit, concurrency_limit, limits,
                    allowed_ips, is_active, expires_at, digest, pepper_version, secret_id, created_by, created_at,
-                   updated_at, version)
+                   updated_at, version, end_user)
                VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20,
-                   $21, $22, $23, $24, $25, $26)";
+                   $21, $22, $23, $24, $25, $26, $27)";
     let (key, ceilings) = (&record.key, &record.key.ceilings);
     tx.execute(
         sql,
@@ -123,6 +123,7 @@ pub(super) async fn insert(
             &record.created_at.as_micros(),
             &record.updated_at.as_micros(),
             &int(version.0),
+            &key.end_user,
         ],
     )
     .await?;

@@ -29,7 +29,7 @@ pub(in crate::store) const BATCH_MAX: usize = 1_000;
 macro_rules! key_columns {
     () => {
         "k.id, k.workspace_id, k.kind, k.scopes, k.resource_id, k.rate_limit, k.rate_burst, k.daily_request_limit,
-         k.quota_limit, k.concurrency_limit, k.limits, k.allowed_ips, k.is_active, k.expires_at"
+         k.quota_limit, k.concurrency_limit, k.limits, k.allowed_ips, k.is_active, k.expires_at, k.end_user"
     };
 }
 pub(in crate::store) use key_columns;
@@ -52,6 +52,7 @@ pub(in crate::store) fn read_key(f: &mut RowReader<'_>) -> Result<Key, StoreErro
         allowed_ips: f.read("allowed_ips", rules::ips_from_json)?,
         is_active: f.bool("is_active")?,
         expires_at: f.maybe_instant("expires_at")?,
+        end_user: f.maybe_text("end_user")?.map(Into::into),
     })
 }
 

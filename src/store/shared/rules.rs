@@ -474,6 +474,7 @@ pub(in crate::store) fn key_fields(record: &KeyRecord) -> AuditFields {
         allowed_ips,
         is_active,
         expires_at,
+        end_user,
     } = key;
     fields([
         ("name", json!(name)),
@@ -488,6 +489,7 @@ pub(in crate::store) fn key_fields(record: &KeyRecord) -> AuditFields {
         ("concurrency_limit", json!(ceilings.concurrency_limit)),
         ("limits", limits_to_json(&ceilings.limits)),
         ("allowed_ips", ips_to_json(allowed_ips)),
+        ("end_user", json!(end_user)),
         ("metadata", json!(metadata)),
         ("is_active", json!(is_active)),
         ("expires_at", json!(expires_at.map(Timestamp::as_millis))),

@@ -262,10 +262,10 @@ fn insert(
     let sql = "INSERT INTO keys (id, workspace_id, kind, scopes, resource_id, name, description, metadata, hint,
                    search_text, rate_limit, rate_burst, daily_request_limit, quota_limit, concurrency_limit, limits,
                    allowed_ips, is_active, expires_at, digest, pepper_version, secret_id, created_by, created_at,
-                   updated_at, version)
+                   updated_at, version, end_user)
                VALUES (:id, :workspace, :kind, :scopes, :resource, :name, :description, :metadata, :hint, :search,
                    :rate_limit, :rate_burst, :daily, :quota, :concurrency, :limits, :ips, :active, :expires,
-                   :digest, :pepper, :secret, :by, :created, :updated, :version)";
+                   :digest, :pepper, :secret, :by, :created, :updated, :version, :end_user)";
     let (key, ceilings) = (&record.key, &record.key.ceilings);
     row::execute(
         tx,
@@ -297,6 +297,7 @@ fn insert(
             ":created": record.created_at.as_micros(),
             ":updated": record.updated_at.as_micros(),
             ":version": row::int(version.0),
+            ":end_user": key.end_user,
         },
     )?;
     Ok(())

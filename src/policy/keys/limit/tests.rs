@@ -192,6 +192,7 @@ fn a_lowered_plan_rules_the_rate_and_the_burst() {
         allowed_ips: Box::default(),
         is_active: true,
         expires_at: None,
+        end_user: None,
     };
     let plan = |rate| Plan {
         id: "p".parse().expect("an id"),

@@ -15,7 +15,7 @@ fn route(name: &str, path: &str, methods: &[Method]) -> Route {
         scopes: Scopes::of(["app"], check_required).expect("scopes"),
         secret_from: Box::default(),
         resource: ResourceFrom::Nowhere,
-        end_user: EndUserFrom::Nowhere,
+        end_user: Box::default(),
         keep_credential: false,
         max_body_bytes: 1 << 20,
         encoded_slash: false,
