@@ -90,7 +90,7 @@ pub enum NamedEndUser {
 pub struct Admission {
     presented: Presented,
     charged: Charged,
-    end_user: Option<EndUserId>,
+    end_user: Option<(EndUserId, Box<str>)>,
 }
 
 /// Proof that a request may be forwarded without a key, and without a charge: its route is public, or it is a preflight, which
@@ -202,16 +202,16 @@ impl Gate {
     pub async fn admit(
         &self,
         permit: Permit,
-        end_user: Option<&str>,
+        end_user: Option<Box<str>>,
         now: Now,
     ) -> Result<Admission, Box<Denied>> {
         let Permit { presented, route, .. } = permit;
         let entry = &presented.entry;
-        let bound = entry.key.end_user.as_deref();
-        if bound.is_some() && end_user.is_some() && bound != end_user {
+        let bound = &entry.key.end_user;
+        if bound.is_some() && end_user.is_some() && *bound != end_user {
             return Err(Denied::of(Denial::EndUser, Some(route), presented.entry, None));
         }
-        let end_user = bound.or(end_user);
+        let end_user = end_user.or_else(|| bound.clone());
         let charged = match self.charge(entry, now).await {
             Ok(charged) => charged,
             Err(declined) => return Err(Denied::declined(declined, route, presented.entry)),
@@ -220,8 +220,8 @@ impl Gate {
             return Ok(Admission { presented, charged, end_user: None });
         };
         let quota = entry.workspace.plan().plan.end_user_quota;
-        match self.end_users.admit(&entry.workspace.id, name, self.keyring.version(), quota).await {
-            Ok(id) => Ok(Admission { presented, charged, end_user: Some(id) }),
+        match self.end_users.admit(&entry.workspace.id, &name, self.keyring.version(), quota).await {
+            Ok(id) => Ok(Admission { presented, charged, end_user: Some((id, name)) }),
             Err(denial) => {
                 charged.give_back();
                 Err(Denied::of(denial, Some(route), presented.entry, None))
@@ -470,7 +470,12 @@ impl Admission {
 
     /// The end user, if the request named one.
     pub fn end_user(&self) -> Option<EndUserId> {
-        self.end_user
+        self.end_user.as_ref().map(|(id, _)| *id)
+    }
+
+    /// The customer's id of the end user.
+    pub fn end_user_name(&self) -> Option<&str> {
+        self.end_user.as_ref().map(|(_, name)| &**name)
     }
 
     /// What is left of each limit.

@@ -5,7 +5,7 @@
 use super::reader::ConfigReader;
 use super::rule::{Flag, OrEmpty, ParsedText, quote};
 use super::section::Section;
-use super::texts::{METHOD, header};
+use super::texts::{METHOD, header, is_name};
 use super::upstream::span_ms;
 use crate::policy::http::cors::{Cors, OriginRule, Origins};
 use crate::policy::keys::claims::{TOLD, is_claim};
@@ -16,6 +16,9 @@ use std::time::Duration;
 
 /// Most items of a list.
 const ITEMS_MAX: usize = 64;
+
+/// The beginning of the names of headers with metadata.
+const METADATA_FIELD: &str = "x-keygate-metadata-";
 
 /// Response headers of Keygate that pages may always read.
 const EXPOSED: &str = "X-Request-Id, Retry-After, RateLimit, RateLimit-Policy, X-RateLimit-Limit-QPS, \
@@ -49,6 +52,7 @@ struct OriginText {
 pub(super) fn forward(s: &mut Section<'_, '_>) -> ForwardFile {
     let rewrite = s.value("rewrite", &OrEmpty(REWRITE), None);
     let host = s.value("host", &HOST, HostRule::Client);
+    let metadata = s.list("forward_metadata", &METADATA, 0..=ITEMS_MAX, Vec::new());
     let (pass, request) = s.table("request_headers", |s| {
         let pass = s.list("pass", &CLAIM, 0..=ITEMS_MAX, Vec::new()).into();
         (pass, fields(s, &NAME_TO_BACKEND, &FIELD_TO_BACKEND))
@@ -58,6 +62,7 @@ pub(super) fn forward(s: &mut Section<'_, '_>) -> ForwardFile {
             rewrite: rewrite.map(|r| r.template),
             host,
             pass,
+            metadata: metadata.into(),
             request,
             response: s.table("response_headers", |s| fields(s, &NAME_TO_CLIENT, &FIELD_TO_CLIENT)),
         },
@@ -167,6 +172,17 @@ const HOST: ParsedText<HostRule> = ParsedText {
         HostRule::Server => quote(&"server"),
         HostRule::Fixed(host) => quote(&format_args!("name:{}", host.to_str().unwrap_or_default())),
     },
+};
+
+const METADATA: ParsedText<(Box<str>, HeaderName)> = ParsedText {
+    must: "the name of an entry of a key's metadata: 1 to 64 characters of A-Z a-z 0-9 . _ -",
+    read: |text| {
+        // Servers treat `_` and `.` in the name of a header in several ways.
+        let dashed = text.to_ascii_lowercase().replace(['_', '.'], "-");
+        let name = HeaderName::try_from(format!("{METADATA_FIELD}{dashed}")).ok()?;
+        is_name(text).then(|| (text.into(), name))
+    },
+    show: |(entry, _)| quote(entry),
 };
 
 const CLAIM: ParsedText<HeaderName> = ParsedText {

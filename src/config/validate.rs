@@ -418,6 +418,7 @@ fn route(
     let upstream = file.upstream.and_then(|name| upstream_index(&name, n, upstreams, reading));
     let meter = checked_meter(n, file.meter, reading);
     let (forward, cors) = checked_cors(n, file.forward, reading);
+    metadata_differs(n, &forward.metadata, reading);
     let path = file.path?;
     Some(RouteConfig {
         name: file.name.unwrap_or_else(|| path.clone()),
@@ -440,13 +441,23 @@ fn route(
 
 /// A public route must not set what only a key can fulfil: whoever wrote it relies on it.
 fn asks_for_no_key(n: usize, reading: &mut ConfigReader<'_>) {
-    for key in ["scopes", "resource", "end_user"] {
+    for key in ["scopes", "resource", "end_user", "forward_metadata"] {
         let path = format!("routes[{n}].{key}");
         if reading.is_given(&path) {
             reading.complain_of_conflict(
                 &[&path],
                 "must not be set on a route with public = true, which has no key",
             );
+        }
+    }
+}
+
+/// Two entries of metadata would share a header.
+fn metadata_differs(n: usize, metadata: &[(Box<str>, HeaderName)], reading: &mut ConfigReader<'_>) {
+    for (place, (_, name)) in metadata.iter().enumerate() {
+        if let Some((other, _)) = metadata[..place].iter().find(|(_, earlier)| earlier == name) {
+            let message = format!("has the same header as {other}: {name}");
+            reading.complain_of_conflict(&[&format!("routes[{n}].forward_metadata[{place}]")], message);
         }
     }
 }

@@ -192,9 +192,10 @@ mod tests {
     }
 
     fn copy(held: &Entry) -> Entry {
-        let Entry { key, workspace, credentials, version } = held;
+        let Entry { key, details, workspace, credentials, version } = held;
         Entry {
             key: key.clone(),
+            details: details.clone(),
             workspace: Arc::clone(workspace),
             credentials: credentials.clone(),
             version: *version,

@@ -15,7 +15,7 @@ use crate::clock::{Now, Timestamp};
 use crate::model::calendar::Calendar;
 use crate::model::digest::Digest;
 use crate::model::id::{KeyId, PlanId, WorkspaceId};
-use crate::model::key::{Key, Plan};
+use crate::model::key::{Key, KeyDetails, Plan};
 use crate::model::scope::Scopes;
 use crate::model::usage::UsageSubject;
 use crate::policy::keys::limit::{Limits, key_limits, workspace_limits};
@@ -31,8 +31,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
 
-/// Most sets of scopes that keys share; further ones are not shared.
-const SHARED_SCOPES_MAX: usize = 4_096;
+/// Most sets of scopes, and most creators, that keys share; further ones are not shared.
+const SHARED_MAX: usize = 4_096;
 /// How long [`Keyring::reach`] waits.
 const REACH_WITHIN: Duration = Duration::from_secs(2);
 
@@ -46,6 +46,8 @@ pub struct Keyring {
     broken: Mutex<BrokenRows>,
     /// Sets of scopes that keys share, so that a million keys with the same scopes store their text once.
     scopes: Mutex<HashSet<Scopes>>,
+    /// Creators that keys share, for the same reason.
+    creators: Mutex<HashSet<Arc<str>>>,
     version: watch::Sender<Version>,
     nudge: Notify,
     /// Steady time in ns of the last answer of the store; 0: none yet.
@@ -65,6 +67,8 @@ pub struct Keyring {
 pub struct Entry {
     /// The key.
     pub key: Key,
+    /// What backends may be told about it.
+    pub details: KeyDetails,
     /// Its workspace, whose plan may change.
     pub workspace: Arc<Workspace>,
     credentials: Credentials,
@@ -119,6 +123,7 @@ impl Keyring {
             plans: Mutex::default(),
             broken: Mutex::default(),
             scopes: Mutex::default(),
+            creators: Mutex::default(),
             version: watch::channel(Version::default()).0,
             nudge: Notify::new(),
             heard_ns: AtomicU64::new(0),
@@ -291,7 +296,7 @@ impl Keyring {
         let mut keys = Vec::with_capacity(self.len());
         self.by_id.each(|held| keys.push(Arc::clone(held)));
         keys.iter().try_for_each(|held| {
-            each(&|row| snapshot::put_key(&held.key, &held.credentials, held.version, row))
+            each(&|row| snapshot::put_key(&held.key, &held.details, &held.credentials, held.version, row))
         })
     }
 
@@ -383,13 +388,22 @@ impl Keyring {
         let mut known = self.scopes.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(same) = known.get(scopes) {
             *scopes = same.clone();
-        } else if known.len() < SHARED_SCOPES_MAX {
+        } else if known.len() < SHARED_MAX {
             known.insert(scopes.clone());
         }
     }
 
+    fn share_creator(&self, creator: &mut Arc<str>) {
+        let mut known = self.creators.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(same) = known.get(creator) {
+            *creator = Arc::clone(same);
+        } else if known.len() < SHARED_MAX {
+            known.insert(Arc::clone(creator));
+        }
+    }
+
     fn put_key(&self, change: KeyChange) -> Result<(), Box<Unapplied>> {
-        let KeyChange { mut key, credentials, version, was_restored: _ } = change;
+        let KeyChange { mut key, mut details, credentials, version, was_restored: _ } = change;
         let id = key.id;
         let before = self.by_id.get(&id);
         if before.as_ref().is_some_and(|b| b.version > version) {
@@ -405,7 +419,8 @@ impl Keyring {
         // All keys of a workspace share its text.
         key.workspace_id = workspace.id.clone();
         self.share_scopes(&mut key.scopes);
-        let entry = Arc::new(Entry { key, workspace, credentials, version });
+        self.share_creator(&mut details.created_by);
+        let entry = Arc::new(Entry { key, details, workspace, credentials, version });
         // What is found by a digest must also be found by its id. First add what is valid now, then remove what no longer
         // is, so that no valid secret is ever unknown in between.
         self.by_id.put(&id, Arc::clone(&entry));
@@ -434,9 +449,9 @@ impl Keyring {
     /// The store has gone back: versions in memory may be used again.
     fn forget_numbers(&self) {
         self.by_id.replace_each(|held| {
-            let Entry { key, workspace, credentials, .. } = held;
+            let Entry { key, details, workspace, credentials, .. } = held;
             let (key, workspace, credentials) = (key.clone(), Arc::clone(workspace), credentials.clone());
-            Entry { key, workspace, credentials, version: Version::default() }
+            Entry { key, details: details.clone(), workspace, credentials, version: Version::default() }
         });
         self.broken_rows().clear();
         self.broken_rows.store(0, Ordering::Relaxed);

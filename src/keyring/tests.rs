@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::model::calendar::Calendar;
-use crate::model::key::{Ceilings, KeyType};
+use crate::model::key::{Ceilings, KeyDetails, KeyType};
 use crate::store::{Credential, Feed, StoreError};
 use tokio::sync::mpsc;
 
@@ -58,6 +58,7 @@ fn key(id: KeyId, version: u64, credentials: &[Credential]) -> Change {
     };
     Change::Key(KeyChange {
         key,
+        details: KeyDetails { created_by: "ada".into(), metadata: Box::default() },
         credentials: credentials.iter().copied().collect(),
         version: Version(version),
         was_restored: false,
@@ -77,7 +78,7 @@ pub(super) fn entry(number: u16) -> Entry {
             valid_until: None,
         }
     };
-    let Change::Key(KeyChange { key, credentials, version, .. }) =
+    let Change::Key(KeyChange { key, details, credentials, version, .. }) =
         key(KeyId(uuid::Uuid::from_u128(u128::from(number))), 1, &[digest(1), digest(2)])
     else {
         unreachable!("it makes a key")
@@ -94,7 +95,7 @@ pub(super) fn entry(number: u16) -> Entry {
         workspace_limits: Limits::new(),
     };
     let workspace = Workspace { id: key.workspace_id.clone(), plan: ArcSwap::from_pointee(plan) };
-    Entry { key, workspace: Arc::new(workspace), credentials, version }
+    Entry { key, details, workspace: Arc::new(workspace), credentials, version }
 }
 
 fn keyring(changes: Vec<Change>) -> Keyring {

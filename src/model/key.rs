@@ -8,6 +8,7 @@ use super::scope::Scopes;
 use crate::clock::Timestamp;
 use ipnet::IpNet;
 use std::fmt;
+use std::sync::Arc;
 
 /// A key as a decision sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +33,15 @@ pub struct Key {
     pub expires_at: Option<Timestamp>,
     /// The end user it is bound to, by the customer's id.
     pub end_user: Option<Box<str>>,
+}
+
+/// What backends may be told about a key, besides what decisions need.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyDetails {
+    /// Who created it.
+    pub created_by: Arc<str>,
+    /// The entries of its metadata that are texts, numbers or flags, as text.
+    pub metadata: Box<[(Box<str>, Box<str>)]>,
 }
 
 /// The limits configured on a key. Contract 4.3.
@@ -200,6 +210,15 @@ impl fmt::Display for UnknownWord {
 }
 
 impl std::error::Error for UnknownWord {}
+
+// === impl KeyDetails ===
+
+impl KeyDetails {
+    /// The entry `name` of its metadata.
+    pub fn metadata(&self, name: &str) -> Option<&str> {
+        self.metadata.iter().find(|(known, _)| **known == *name).map(|(_, value)| &**value)
+    }
+}
 
 // === impl Per, KeyType ===
 

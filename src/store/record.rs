@@ -5,7 +5,7 @@ use crate::clock::Timestamp;
 use crate::model::calendar::Calendar;
 use crate::model::digest::Digest;
 use crate::model::id::{AuditId, EndUserId, KeyId, PlanId, WorkspaceId, fill_random};
-use crate::model::key::{Ceiling, Key, KeyType, Plan};
+use crate::model::key::{Ceiling, Key, KeyDetails, KeyType, Plan};
 use crate::model::scope::Scopes;
 use ipnet::IpNet;
 use smallvec::SmallVec;
@@ -297,6 +297,8 @@ pub enum Change {
 pub struct KeyChange {
     /// The part that decisions need.
     pub key: Key,
+    /// What backends may be told about it.
+    pub details: KeyDetails,
     /// All its digests, the current one first.
     pub credentials: Credentials,
     /// The version of the write.

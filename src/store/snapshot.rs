@@ -9,7 +9,7 @@ use super::shared::fields::{RowColumns, RowReader, int};
 use super::shared::rules;
 use super::{Change, Credential, Credentials, StoreError, Version};
 use crate::model::id::{PlanId, WorkspaceId};
-use crate::model::key::{Key, Plan};
+use crate::model::key::{Key, KeyDetails, Plan};
 use uuid::Uuid;
 
 /// Most columns of a row.
@@ -46,11 +46,20 @@ pub fn put_workspace(id: &WorkspaceId, plan: &PlanId, out: &mut Vec<u8>) {
 }
 
 /// Adds a key. Its workspace must come before.
-pub fn put_key(key: &Key, credentials: &Credentials, version: Version, out: &mut Vec<u8>) {
+pub fn put_key(
+    key: &Key,
+    details: &KeyDetails,
+    credentials: &Credentials,
+    version: Version,
+    out: &mut Vec<u8>,
+) {
     let Some(current) = credentials.first() else { return };
     let old = credentials.get(1);
     let limits = rules::limits_to_json(&key.ceilings.limits).to_string();
     let ips = rules::ips_to_json(&key.allowed_ips).to_string();
+    let metadata: serde_json::Map<_, _> =
+        details.metadata.iter().map(|(name, value)| (name.to_string(), (&**value).into())).collect();
+    let metadata = serde_json::Value::from(metadata).to_string();
     let version = || Value::Int(int(version.0.max(1)));
     let valid_until = |old: &Credential| old.valid_until.map_or(Value::Null, |at| Value::Int(at.as_micros()));
     let row = [
@@ -73,6 +82,8 @@ pub fn put_key(key: &Key, credentials: &Credentials, version: Version, out: &mut
         Value::Flag(key.is_active),
         key.expires_at.map_or(Value::Null, |at| Value::Int(at.as_micros())),
         key.end_user.as_deref().map_or(Value::Null, Value::Text),
+        Value::Text(&details.created_by),
+        Value::Text(&metadata),
         version(),
         // A node that starts reads the counts from the ledger anyway.
         Value::Flag(false),
@@ -275,9 +286,12 @@ mod tests {
         ];
         for at in [1, 2] {
             let (key, credentials) = key(at);
-            put_key(&key, &credentials, Version(40), &mut bytes);
+            let metadata = [("tier".into(), "5".into())];
+            let details =
+                KeyDetails { created_by: "ada".into(), metadata: metadata[..at as usize - 1].into() };
+            put_key(&key, &details, &credentials, Version(40), &mut bytes);
             let (version, was_restored) = (Version(40), false);
-            let change = KeyChange { key, credentials, version, was_restored };
+            let change = KeyChange { key, details, credentials, version, was_restored };
             expected.push(format!("{:?}", Change::Key(change)));
         }
         let mut changes = Vec::new();

@@ -29,6 +29,10 @@ fn a_route_says_what_it_changes() {
          [routes.cors]\norigins = [\"https://*.a.example\"]\ncredentials = true\nexpose = [\"X-Mine\"]\n",
     );
     assert!(route.forward.rewrite.is_some());
+    assert_eq!(
+        *read("forward_metadata = [\"Max_Tokens\"]").forward.metadata,
+        [("Max_Tokens".into(), "x-keygate-metadata-max-tokens".parse().expect("a name"))]
+    );
     assert!(matches!(&route.forward.host, HostRule::Fixed(host) if host == "[::1]:80"));
     let set: Vec<_> = route.forward.request.set.iter().map(|(n, v)| (n.as_str(), v.as_bytes())).collect();
     assert_eq!(set, [("authorization", &b"Bearer x"[..]), ("x-empty", b"")]);

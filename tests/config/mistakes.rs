@@ -357,6 +357,18 @@ fn each_mistake_of_a_route_is_told() {
             "8:10 routes[0].scopes: must not be set on a route with public = true, which has no key".into(),
         ),
         ("end_user = \"\"", format!("7:12 routes[0].end_user: {end_user}")),
+        (
+            "forward_metadata = [\"a b\"]",
+            "7:21 routes[0].forward_metadata[0]: must be the name of an entry of a key's metadata: 1 to 64 characters of A-Z a-z 0-9 . _ -".into(),
+        ),
+        (
+            "forward_metadata = [\"a_b\", \"a-b\"]",
+            "7:28 routes[0].forward_metadata[1]: has the same header as a_b: x-keygate-metadata-a-b".into(),
+        ),
+        (
+            "public = true\nforward_metadata = [\"a\"]",
+            "8:20 routes[0].forward_metadata: must not be set on a route with public = true, which has no key".into(),
+        ),
         ("end_user = []", format!("7:12 routes[0].end_user: {end_user}")),
         ("end_user = [\"body:a\", \"body:b\"]", format!("7:12 routes[0].end_user: {end_user}")),
         ("end_user = [\"query:a\", \"query:a\"]", format!("7:12 routes[0].end_user: {end_user}")),

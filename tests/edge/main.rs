@@ -37,6 +37,7 @@ mod streams;
 #[expect(dead_code, unused_imports, reason = "the gateway's own tests use more of it")]
 mod support;
 mod targets;
+mod told;
 mod unframed;
 mod uploads;
 mod verdicts;

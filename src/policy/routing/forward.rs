@@ -14,6 +14,8 @@ pub struct ForwardRules {
     pub host: HostRule,
     /// Fields that backends trust and that this route passes on from any client.
     pub pass: Box<[HeaderName]>,
+    /// Entries of the key's metadata that the backend is told, each with its field.
+    pub metadata: Box<[(Box<str>, HeaderName)]>,
     /// Fields of requests.
     pub request: FieldRules,
     /// Fields of responses, except those that Keygate sets.

@@ -198,10 +198,10 @@ impl Exchange<'_> {
             let expects = self.message.fields.first(&EXPECT).is_some();
             let read = read_ahead(self.client, self.connection, &mut self.body, max, expects);
             let (permit, name) = proxy.end_user_in_body(self.ctx, permit, coding, read).await?;
-            return proxy.admit(&self.message, self.ctx, permit, name.as_deref()).await;
+            return proxy.admit(&self.message, self.ctx, permit, name).await;
         }
         let name = permit.end_user().outside_body();
-        proxy.admit(&self.message, self.ctx, permit, name.as_deref()).await
+        proxy.admit(&self.message, self.ctx, permit, name).await
     }
 
     /// Forwards the request, to one server after another until one responds.

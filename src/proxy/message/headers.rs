@@ -34,6 +34,8 @@ const X_KEYGATE_KEY_TYPE: HeaderName = HeaderName::from_static("x-keygate-key-ty
 const X_KEYGATE_SCOPES: HeaderName = HeaderName::from_static("x-keygate-scopes");
 const X_KEYGATE_RESOURCE_ID: HeaderName = HeaderName::from_static("x-keygate-resource-id");
 const X_KEYGATE_END_USER_ID: HeaderName = HeaderName::from_static("x-keygate-end-user-id");
+const X_KEYGATE_END_USER_OTHER_ID: HeaderName = HeaderName::from_static("x-keygate-end-user-other-id");
+const X_KEYGATE_KEY_CREATED_BY: HeaderName = HeaderName::from_static("x-keygate-key-created-by");
 pub(in crate::proxy) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 pub(in crate::proxy) const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
@@ -46,8 +48,10 @@ const OWN: &str = "x-keygate-";
 const FAMILY: &str = "x-forwarded-";
 /// Prefixes of further fields that only Keygate sends to clients.
 const OWN_TO_CLIENTS: [&str; 3] = [OWN, "x-ratelimit-", "ratelimit"];
+/// Longest value of metadata that is told, in bytes; longer ones are left out.
+const METADATA_MAX: usize = 1_024;
 /// The usual size of their values, in bytes.
-const ADDED_BYTES: usize = 320;
+const ADDED_BYTES: usize = 384;
 
 /// Names with a meaning for Keygate, of which no other spelling may reach a backend.
 #[derive(Clone, Debug)]
@@ -108,7 +112,10 @@ impl HeaderPolicy {
         }
         let mut values = ValueBuffer::new(ADDED_BYTES);
         match context.admission {
-            Some(admission) => identify(fields, admission, &mut values)?,
+            Some(admission) => {
+                identify(fields, admission, &mut values)?;
+                tell_metadata(fields, admission, &context.route.forward.metadata, &mut values)?;
+            }
             None if context.is_preflight => self.remove_identity(fields),
             None => {}
         }
@@ -206,9 +213,27 @@ fn identify(
     fields.insert(X_KEYGATE_KEY_TYPE, HeaderValue::from_static(key.kind.as_str()));
     fields.insert(X_KEYGATE_SCOPES, values.text(key.scopes.joined()).take()?);
     fields.insert(X_KEYGATE_RESOURCE_ID, values.text(&ascii(&key.resource_id)).take()?);
-    if let Some(end_user) = admission.end_user() {
+    let created_by = &admission.entry().details.created_by;
+    fields.insert(X_KEYGATE_KEY_CREATED_BY, values.text(&escaped(created_by)).take()?);
+    if let (Some(end_user), Some(name)) = (admission.end_user(), admission.end_user_name()) {
         let id = end_user.0.hyphenated().encode_lower(&mut id);
         fields.insert(X_KEYGATE_END_USER_ID, values.text(id).take()?);
+        fields.insert(X_KEYGATE_END_USER_OTHER_ID, values.text(&escaped(name)).take()?);
+    }
+    Ok(())
+}
+
+/// The entries of the key's metadata that the route names, as far as the key has them.
+fn tell_metadata(
+    fields: &mut impl EditFields,
+    admission: &Admission,
+    named: &[(Box<str>, HeaderName)],
+    values: &mut ValueBuffer,
+) -> pingora::Result<()> {
+    for (entry, name) in named {
+        if let Some(value) = admission.entry().details.metadata(entry).filter(|v| v.len() <= METADATA_MAX) {
+            fields.insert(name.clone(), values.text(&escaped(value)).take()?);
+        }
     }
     Ok(())
 }
@@ -251,11 +276,24 @@ fn trace(
     Ok(())
 }
 
+/// A text that people choose, for a header field: everything but visible ASCII is percent-encoded, and `%` itself.
+fn escaped(text: &str) -> Cow<'_, str> {
+    if text.bytes().all(|b| b.is_ascii_graphic() && b != b'%') {
+        text.into()
+    } else {
+        percent_encoded(text).into()
+    }
+}
+
 /// Header fields contain ASCII; other characters of a resource id are percent-encoded.
 fn ascii(text: &str) -> std::borrow::Cow<'_, str> {
     if text.bytes().all(|b| b.is_ascii_graphic() || b == b' ') {
         return text.into();
     }
+    percent_encoded(text).into()
+}
+
+fn percent_encoded(text: &str) -> String {
     let mut out = String::with_capacity(text.len() * 3);
     for byte in text.bytes() {
         if byte.is_ascii_graphic() && byte != b'%' {
@@ -265,7 +303,7 @@ fn ascii(text: &str) -> std::borrow::Cow<'_, str> {
             out.extend(['%', digit(byte >> 4), digit(byte & 15)]);
         }
     }
-    out.into()
+    out
 }
 
 /// Removes hop-by-hop fields from a backend's response: those that HTTP defines, and those that its `Connection` names.
@@ -434,5 +472,15 @@ mod tests {
     fn a_resource_id_fits_a_header() {
         assert_eq!(ascii("app-1"), "app-1");
         assert_eq!(ascii("é%"), "%C3%A9%25");
+    }
+
+    #[test]
+    fn a_text_of_people_is_escaped_so_that_it_can_be_read_back() {
+        for (text, field) in
+            [("", ""), ("ada@example.org", "ada@example.org"), ("Ann B", "Ann%20B"), ("100%", "100%25")]
+        {
+            assert_eq!(escaped(text), field);
+        }
+        assert_eq!(escaped("é\r\nx: y"), "%C3%A9%0D%0Ax:%20y");
     }
 }

@@ -47,8 +47,7 @@ impl Proxy {
             },
         };
         let (permit, end_user) = self.end_user(session, ctx, permit).await?;
-        self.admit(&RequestMessage::of(session.req_header(), has_body), ctx, permit, end_user.as_deref())
-            .await
+        self.admit(&RequestMessage::of(session.req_header(), has_body), ctx, permit, end_user).await
     }
 
     /// Checks the message, authorizes the key from memory, and checks the size limits and the memory for its body. None: the
@@ -123,7 +122,7 @@ impl Proxy {
         message: &RequestMessage<'_>,
         ctx: &mut Ctx,
         permit: Permit,
-        end_user: Option<&str>,
+        end_user: Option<Box<str>>,
     ) -> Result<(), Box<Denied>> {
         if self.recorder.may_admit().is_err() {
             return Err(permit.deny(Denial::Plain(Fault::ServiceUnavailable)));

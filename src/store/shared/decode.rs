@@ -11,11 +11,12 @@ use crate::model::calendar::Calendar;
 use crate::model::digest::Digest;
 use crate::model::id::{AuditId, EndUserId, KeyId, RequestId};
 use crate::model::key::Per;
-use crate::model::key::{Ceilings, Key, Plan};
+use crate::model::key::{Ceilings, Key, KeyDetails, Plan};
 use crate::model::usage::{UsageRecord, UsageSubject, UsageTotals};
 use crate::store::{AuditRecord, Change, Credential, EndUserRecord, KeyChange, KeyRecord, SecretId};
 use crate::store::{LogCursor, NodeRow, PlanRecord, StoreError, UsagePoint, Version};
 use crate::store::{UsageGroup, UsageGroupName, UsageGroupTotal, UsageTotal, WorkspaceRecord, Written};
+use serde_json::Value;
 use smallvec::SmallVec;
 use std::time::Duration;
 use uuid::Uuid;
@@ -256,7 +257,7 @@ pub(in crate::store) const SOURCES: &[FeedQuery] = &[
         sql: concat!(
             "SELECT k.id, k.version, k.digest, k.old_digest, ",
             key_columns!(),
-            ", k.version, k.restored_at IS NOT NULL, k.pepper_version, k.secret_id, k.old_pepper_version,
+            ", k.created_by, k.metadata, k.version, k.restored_at IS NOT NULL, k.pepper_version, k.secret_id, k.old_pepper_version,
                  k.old_secret_id, k.old_valid_until
              FROM keys k WHERE k.version > $1 AND k.deleted_at IS NULL ORDER BY k.version"
         ),
@@ -336,6 +337,10 @@ fn read_key_change(f: &mut RowReader<'_>) -> Result<Change, StoreError> {
     let digest = Digest(f.digest("digest")?);
     let old = f.maybe_digest("old_digest")?;
     let key = read_key(f)?;
+    let details = KeyDetails {
+        created_by: f.text("created_by")?.into(),
+        metadata: f.read("metadata", plain_metadata)?,
+    };
     let version = Version(f.int("version")?);
     let was_restored = f.bool("restored_at")?;
     let current = Credential {
@@ -353,7 +358,18 @@ fn read_key_change(f: &mut RowReader<'_>) -> Result<Change, StoreError> {
             valid_until: Some(f.instant("old_valid_until")?),
         });
     }
-    Ok(Change::Key(KeyChange { key, credentials, version, was_restored }))
+    Ok(Change::Key(KeyChange { key, details, credentials, version, was_restored }))
+}
+
+/// The entries of a key's metadata that are texts, numbers or flags, as text; others cannot be told in a header.
+fn plain_metadata(json: &str) -> serde_json::Result<Box<[(Box<str>, Box<str>)]>> {
+    let all: serde_json::Map<String, Value> = serde_json::from_str(json)?;
+    let plain = all.into_iter().filter_map(|(name, value)| match value {
+        Value::String(text) => Some((name.into(), text.into())),
+        Value::Number(_) | Value::Bool(_) => Some((name.into(), value.to_string().into())),
+        Value::Null | Value::Array(_) | Value::Object(_) => None,
+    });
+    Ok(plain.collect())
 }
 
 // === nodes ===
