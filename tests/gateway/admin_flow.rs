@@ -180,7 +180,7 @@ fn totals_of_the_workspace_and_its_quotas_are_told() {
         "{usage}"
     );
     assert_eq!(gateway.managed("GET", "/usage", None)["items"], json!([]));
-    let refused = gateway.admin("GET", "/usage?group_by=model&to=1&from=2", None);
+    let refused = gateway.admin("GET", "/usage?group_by=hour&to=1&from=2", None);
     assert_eq!(refused.fault(), (400, 1003, "invalid_parameter".into()));
     assert_eq!(refused.data()["errors"].as_array().map(Vec::len), Some(2), "{}", refused.text());
 

@@ -36,6 +36,13 @@ pub(super) const STATISTICS: &[&str] = &[
     "denied",
     "unreached",
     "tokens_used",
+    "input_tokens",
+    "cached_tokens",
+    "cache_write_tokens",
+    "output_tokens",
+    "reasoning_tokens",
+    "audio_tokens",
+    "cost_nano",
 ];
 
 /// What the store keeps of `secret`: its digest under the newest pepper, and the part that may be shown.
