@@ -11,7 +11,7 @@ use keygate::policy::http::chunks::ChunkParser;
 use keygate::policy::http::head::{Framing, check, find_end, is_malformed_prefix};
 use keygate::policy::http::path::{canonical, check_query, decode_segment};
 use keygate::policy::keys::secret::{Peppers, SECRET_MAX, Secret, SecretShape, shape};
-use keygate::policy::meter::{Asked, Meter, MeterEnd, MeterRule, MeterSource, Metered, Missing};
+use keygate::policy::meter::{Meter, MeterEnd, MeterRule, MeterSource, Metered, MeteredRequest, Missing};
 use std::ops::Range;
 
 const INPUTS: usize = 10_000;
@@ -119,10 +119,10 @@ fn no_metered_answer_panics() {
 fn metered<'b>(kind: &'static str, pieces: impl Iterator<Item = &'b [u8]>) -> Metered {
     let rule = MeterRule { source: MeterSource::Llm, missing: Missing::Estimate, max_bytes: 200 };
     let fields = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(kind))]);
-    let asked = Asked { method: &Method::POST, request_id: b"" };
-    let mut meter = Meter::new(&rule, &asked, StatusCode::OK, &fields);
+    let request = MeteredRequest { method: &Method::POST, request_id: b"" };
+    let mut meter = Meter::new(&rule, &request, StatusCode::OK, &fields);
     pieces.for_each(|piece| meter.push(piece));
-    meter.finish(&MeterEnd { is_whole: true, asked_bytes: 4, model_requested: &"".into() })
+    meter.finish(&MeterEnd { is_whole: true, request_bytes: 4, model_requested: &"".into() })
 }
 
 #[test]

@@ -130,10 +130,10 @@ impl Ctx {
     }
 
     /// Puts what its meter found out into its record. `is_abandoned`: the client left, or nobody knows how it ended.
-    pub fn settle_meter(&mut self, is_abandoned: bool, asked_bytes: u64) {
+    pub fn settle_meter(&mut self, is_abandoned: bool, request_bytes: u64) {
         if let (Some(meter), Some(record)) = (self.meter.take(), &mut self.record) {
             let is_abandoned = is_abandoned && self.attempts.connected;
-            meter.settle(RequestEnd { is_whole: self.is_over, is_abandoned, asked_bytes }, record);
+            meter.settle(RequestEnd { is_whole: self.is_over, is_abandoned, request_bytes }, record);
         }
     }
 

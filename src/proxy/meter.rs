@@ -7,7 +7,9 @@
 use crate::metrics::Metrics;
 use crate::model::tokens::MeterReading;
 use crate::policy::http::field_lines::EditFields;
-use crate::policy::meter::{Asked, Meter, MeterEnd, Metered, RequestReader, Unreadable, model_in_path};
+use crate::policy::meter::{
+    Meter, MeterEnd, Metered, MeteredRequest, RequestReader, Unreadable, model_in_path,
+};
 use crate::policy::routing::route::Route;
 use crate::usage::PendingRecord;
 use http::{HeaderValue, Method, StatusCode};
@@ -22,6 +24,8 @@ pub struct RequestMeter {
     /// The model that the path names.
     model_in_path: Option<Box<str>>,
     answer: Option<Meter>,
+    /// Whether the client gets this answer.
+    is_answered: bool,
 }
 
 /// How a metered request ended.
@@ -32,7 +36,7 @@ pub struct RequestEnd {
     /// Whether the client left while the backend had the request.
     pub is_abandoned: bool,
     /// The size of the request's body.
-    pub asked_bytes: u64,
+    pub request_bytes: u64,
 }
 
 // === impl RequestMeter ===
@@ -47,10 +51,11 @@ impl RequestMeter {
             request: RequestReader::default(),
             model_in_path: model_in_path(path),
             answer: None,
+            is_answered: false,
         }))
     }
 
-    /// The head of the answer that the client gets.
+    /// The head of an answer.
     pub fn answer_head(
         &mut self,
         method: &Method,
@@ -59,9 +64,14 @@ impl RequestMeter {
         fields: &impl EditFields,
     ) {
         if let Some(rule) = &self.route.meter {
-            let asked = Asked { method, request_id: request_id.as_bytes() };
-            self.answer = Some(Meter::new(rule, &asked, status, fields));
+            let request = MeteredRequest { method, request_id: request_id.as_bytes() };
+            self.answer = Some(Meter::new(rule, &request, status, fields));
         }
+    }
+
+    /// The client gets the answer.
+    pub const fn answer_begins(&mut self) {
+        self.is_answered = true;
     }
 
     /// A part of the answer's body.
@@ -74,7 +84,7 @@ impl RequestMeter {
     /// The request has ended: what was found out goes into its record and the metrics.
     pub fn settle(mut self, end: RequestEnd, record: &mut PendingRecord) {
         let Some(rule) = &self.route.meter else { return };
-        let answer = match self.answer.take() {
+        let answer = match self.answer.take().filter(|_| self.is_answered) {
             Some(answer) => answer,
             None if end.is_abandoned => Meter::unanswered(rule),
             // No backend has answered, so nothing was used.
@@ -83,7 +93,7 @@ impl RequestMeter {
         let model = self.request.model().or(self.model_in_path.as_deref()).unwrap_or_default();
         let metered = answer.finish(&MeterEnd {
             is_whole: end.is_whole,
-            asked_bytes: end.asked_bytes,
+            request_bytes: end.request_bytes,
             model_requested: &model.into(),
         });
         self.count(&metered);

@@ -512,6 +512,9 @@ impl Proxy {
         if let Some(record) = &mut ctx.record {
             record.first_byte(status);
         }
+        if let Some(meter) = &mut ctx.meter {
+            meter.answer_begins();
+        }
     }
 
     pub(super) fn elapsed(&self, ctx: &Ctx) -> Duration {

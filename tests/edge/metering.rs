@@ -230,6 +230,11 @@ fn each_kind_of_meter_says_what_it_found() {
     assert_eq!(row_of("GET", "/plain"), (0, None));
     origin.answer(500, json, br#"{"usage":{"prompt_tokens":4}}"#);
     assert_eq!(row_of("POST", "/v1/chat/completions"), (0, None));
+    // The client gets 502 and nothing of this answer, so it has not used it.
+    origin.script(|_, out| {
+        out.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\nno chunk\r\n")
+    });
+    assert_eq!(row_of("POST", "/v1/chat/completions"), (0, None));
     origin.answer(200, json, br#"{"usage":{"prompt_tokens":0,"completion_tokens":0}}"#);
     assert_eq!(row_of("POST", "/v1/chat/completions"), (0, Some("reported".into())));
     eventually_true("the answer without usage is counted", || {

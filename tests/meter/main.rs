@@ -9,7 +9,7 @@ use http::header::{CONTENT_ENCODING, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, StatusCode};
 use keygate::model::tokens::{MeterReading, ReadingSource, TokenCounts};
 use keygate::policy::meter::{
-    Asked, JsonPointer, Meter, MeterEnd, MeterRule, MeterSource, Metered, Missing, Unreadable,
+    JsonPointer, Meter, MeterEnd, MeterRule, MeterSource, Metered, MeteredRequest, Missing, Unreadable,
 };
 use std::fs;
 use std::io::Read;
@@ -23,7 +23,7 @@ struct Exchange {
     method: Method,
     status: StatusCode,
     fields: HeaderMap,
-    asked_bytes: u64,
+    request_bytes: u64,
     is_whole: bool,
     body: Vec<u8>,
     expected: Metered,
@@ -140,14 +140,14 @@ impl Exchange {
             let name = coding.trim_start_matches("raw ");
             fields.insert(CONTENT_ENCODING, HeaderValue::from_str(name).unwrap());
         }
-        let asked = Asked { method: &self.method, request_id: b"our-own" };
-        let mut meter = Meter::new(&self.rule, &asked, self.status, &fields);
+        let request = MeteredRequest { method: &self.method, request_id: b"our-own" };
+        let mut meter = Meter::new(&self.rule, &request, self.status, &fields);
         for piece in pieces {
             meter.push(piece);
         }
         let model: Arc<str> = "asked-for".into();
         let end =
-            MeterEnd { is_whole: self.is_whole, asked_bytes: self.asked_bytes, model_requested: &model };
+            MeterEnd { is_whole: self.is_whole, request_bytes: self.request_bytes, model_requested: &model };
         meter.finish(&end)
     }
 
@@ -158,7 +158,7 @@ impl Exchange {
             method: self.method.clone(),
             status: self.status,
             fields: self.fields.clone(),
-            asked_bytes: self.asked_bytes,
+            request_bytes: self.request_bytes,
             is_whole: self.is_whole,
             body: self.body.clone(),
             expected: self.expected.clone(),
@@ -186,7 +186,7 @@ fn parsed(name: &str, file: &str) -> Exchange {
         method: Method::POST,
         status: StatusCode::OK,
         fields: HeaderMap::new(),
-        asked_bytes: 0,
+        request_bytes: 0,
         is_whole: true,
         body: body.as_bytes().to_vec(),
         expected: Metered::default(),
@@ -201,7 +201,7 @@ fn parsed(name: &str, file: &str) -> Exchange {
             "max" => exchange.rule.max_bytes = value.parse().unwrap(),
             "method" => exchange.method = value.parse().unwrap(),
             "status" => exchange.status = value.parse().unwrap(),
-            "asked" => exchange.asked_bytes = value.parse().unwrap(),
+            "asked" => exchange.request_bytes = value.parse().unwrap(),
             "cut" => exchange.is_whole = value != "yes",
             "lines" => {
                 let end = if value == "cr" { "\r" } else { "\r\n" };

@@ -100,7 +100,7 @@ words!(
 
 /// What is known about the request.
 #[derive(Clone, Debug)]
-pub struct Asked<'r> {
+pub struct MeteredRequest<'r> {
     /// The method.
     pub method: &'r Method,
     /// The id that Keygate gave it.
@@ -113,7 +113,7 @@ pub struct MeterEnd<'r> {
     /// Whether the whole answer was shown to the meter.
     pub is_whole: bool,
     /// The size of the request's body.
-    pub asked_bytes: u64,
+    pub request_bytes: u64,
     /// The model that the request named; empty if none.
     pub model_requested: &'r Arc<str>,
 }
@@ -158,9 +158,14 @@ enum Reader {
 
 impl Meter {
     /// A meter for an answer with this status and these header fields.
-    pub fn new(rule: &MeterRule, asked: &Asked<'_>, status: StatusCode, fields: &impl EditFields) -> Self {
+    pub fn new(
+        rule: &MeterRule,
+        request: &MeteredRequest<'_>,
+        status: StatusCode,
+        fields: &impl EditFields,
+    ) -> Self {
         let ids = ID_HEADERS.iter().filter_map(|name| fields.first(name));
-        let id = ids.filter(|id| *id != asked.request_id).find_map(|id| std::str::from_utf8(id).ok());
+        let id = ids.filter(|id| *id != request.request_id).find_map(|id| std::str::from_utf8(id).ok());
         let id = id.filter(|id| is_label(id)).map(Into::into);
         let mut meter = Self {
             missing: rule.missing,
@@ -180,7 +185,8 @@ impl Meter {
             return meter;
         }
         // Errors use nothing; neither do requests that only ask for what is there: models, files, stored answers.
-        let is_read = matches!(*asked.method, Method::GET | Method::HEAD | Method::OPTIONS | Method::DELETE);
+        let is_read =
+            matches!(*request.method, Method::GET | Method::HEAD | Method::OPTIONS | Method::DELETE);
         if !status.is_success() || rule.source == MeterSource::Llm && is_read {
             return meter;
         }
@@ -313,7 +319,7 @@ impl Meter {
             Unreadable::Coding | Unreadable::Malformed => text_bytes.max(self.bytes),
             _ => text_bytes,
         };
-        let input = if begun.input == 0 { tokens_of(end.asked_bytes) } else { begun.input };
+        let input = if begun.input == 0 { tokens_of(end.request_bytes) } else { begun.input };
         let output = begun.output.max(tokens_of(text_bytes));
         let tokens = TokenCounts { total: input.saturating_add(output), input, output, ..begun };
         self.found(tokens, ReadingSource::Estimated, Some(why), end)

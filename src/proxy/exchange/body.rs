@@ -71,7 +71,7 @@ impl RequestBody {
     }
 
     /// Shows the body to `reader`: what has come of it, and what is read from now on.
-    pub(super) fn show_to(&mut self, mut reader: RequestReader) {
+    pub(super) fn read_with(&mut self, mut reader: RequestReader) {
         reader.push(&self.here);
         self.reader = Some(reader);
     }

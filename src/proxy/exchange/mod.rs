@@ -208,7 +208,7 @@ impl Exchange<'_> {
     async fn forward(&mut self) -> Result<(), ForwardError> {
         let proxy = Arc::clone(self.server.proxy);
         if let Some(meter) = &mut self.ctx.meter {
-            self.body.show_to(std::mem::take(&mut meter.request));
+            self.body.read_with(std::mem::take(&mut meter.request));
         }
         loop {
             let left = proxy.choose_server(&self.message, self.ctx)?;
@@ -376,10 +376,10 @@ async fn send_part(
     attempt: &mut Attempt<'_>,
     mut part: Part,
 ) -> Result<(), Broken> {
-    show_to_meter(ctx, attempt);
+    meter_part(ctx, attempt);
     while let Part::Some = part {
         part = attempt.next_part().await?;
-        show_to_meter(ctx, attempt);
+        meter_part(ctx, attempt);
         proxy.check_time_left(ctx).map_err(Broken::Other)?;
     }
     // The request's permits are released before the client can see the end of the response.
@@ -388,7 +388,7 @@ async fn send_part(
 }
 
 /// Shows the meter the part of the response that goes to the client next.
-fn show_to_meter(ctx: &mut Ctx, attempt: &Attempt<'_>) {
+fn meter_part(ctx: &mut Ctx, attempt: &Attempt<'_>) {
     if let Some(meter) = &mut ctx.meter {
         meter.answer_part(attempt.part());
     }

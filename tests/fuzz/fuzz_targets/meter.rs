@@ -6,7 +6,7 @@
 
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue};
 use http::{Method, StatusCode};
-use keygate::policy::meter::{Asked, Meter, MeterEnd, MeterRule, MeterSource, Metered, Missing};
+use keygate::policy::meter::{MeteredRequest, Meter, MeterEnd, MeterRule, MeterSource, Metered, Missing};
 use libfuzzer_sys::fuzz_target;
 
 const TYPES: [&str; 4] = ["application/json", "text/event-stream", "application/vnd.amazon.eventstream", ""];
@@ -27,8 +27,8 @@ fn metered<'b>(kind: &'static str, coding: &'static str, pieces: impl Iterator<I
     let mut fields = HeaderMap::new();
     fields.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     fields.insert(CONTENT_ENCODING, HeaderValue::from_static(coding));
-    let asked = Asked { method: &Method::POST, request_id: b"" };
-    let mut meter = Meter::new(&rule, &asked, StatusCode::OK, &fields);
+    let request = MeteredRequest { method: &Method::POST, request_id: b"" };
+    let mut meter = Meter::new(&rule, &request, StatusCode::OK, &fields);
     pieces.for_each(|piece| meter.push(piece));
-    meter.finish(&MeterEnd { is_whole: true, asked_bytes: 4, model_requested: &"".into() })
+    meter.finish(&MeterEnd { is_whole: true, request_bytes: 4, model_requested: &"".into() })
 }
