@@ -151,6 +151,10 @@ metrics! {
     tokens: IntCounterVec = "keygate_tokens_total", labels &["route", "kind"];
     /// Answers of metered routes that did not say what they used, by reason; and damaged events, with the reason event.
     meter_unreadable: IntCounterVec = "keygate_meter_unreadable_total", labels &["reason"];
+    /// What metered requests cost, in billionths of the currency unit, by route and by the entry of the price table (`other`: no entry).
+    cost_nano: IntCounterVec = "keygate_cost_nano_total", labels &["route", "model"];
+    /// Metered requests whose model has no price, by route.
+    unpriced: IntCounterVec = "keygate_unpriced_total", labels &["route"];
     /// Usage records of finished requests, and those an earlier run left in the journal. Always the sum of stored, in the journal, shed and set aside.
     usage_accepted: IntCounter = "keygate_usage_accepted_total";
     /// Usage records in the ledger.

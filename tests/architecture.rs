@@ -41,6 +41,7 @@ const LAYERS: [(&str, &[&str]); 4] = [
             "health",
             "logs",
             "plans",
+            "prices",
             "reload",
             "usage",
             "usage_totals",
@@ -51,7 +52,7 @@ const LAYERS: [(&str, &[&str]); 4] = [
             "tests",
         ],
     ),
-    ("policy", &["text", "http", "keys", "tls", "upstream", "meter", "routing"]),
+    ("policy", &["text", "prices", "http", "keys", "tls", "upstream", "meter", "routing"]),
     (
         "proxy",
         &[

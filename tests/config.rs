@@ -42,6 +42,7 @@ fn the_documented_file_is_the_default_and_an_example() {
     let mut config = parse(example_config()).expect("the documented file loads");
     let upstream = config.upstreams.pop().expect("it shows an upstream");
     let route = config.routes.pop().expect("it shows a route");
+    let price = config.prices.pop().expect("it shows a price");
     assert_eq!(config, Config::default());
     assert_eq!(parse("").expect("an empty file loads"), Config::default());
 
@@ -50,6 +51,8 @@ fn the_documented_file_is_the_default_and_an_example() {
     assert_eq!((route.scopes, route.resource), ("app".parse().expect("scopes"), None));
     assert_eq!(route.end_user, [EndUserFrom::Header(config.proxy.end_user_header)]);
     assert!(route.methods.is_empty() && !route.keep_credential);
+    assert_eq!((&*price.model, price.rates.cached, price.tiers.len()), ("gpt-4o*", 2_500_000_000, 1));
+    assert_eq!((price.tiers[0].above, price.tiers[0].rates), (200_000, price.rates));
 }
 
 #[test]
@@ -89,7 +92,10 @@ fn header_and_leaf(key: &KnownKey) -> (String, &str) {
     let (table, leaf) = key.path.rsplit_once('.').unwrap_or_default();
     let header = match table.split_once("[]") {
         Some((list, "")) => format!("[[{list}]]"),
-        // A table inside one of a list: the list's own header goes on a line of its own.
+        // A table or list inside one of a list: the list's own header goes on a line of its own.
+        Some((list, inner)) if inner.ends_with("[]") => {
+            format!("[[{list}]]\n[[{list}{}]]", inner.trim_end_matches("[]"))
+        }
         Some((list, inner)) => format!("[[{list}]]\n[{list}{inner}]"),
         None => format!("[{table}]"),
     };
@@ -222,7 +228,7 @@ fn a_variable_goes_before_the_file_and_the_file_before_the_default() {
 fn a_variable_that_overrides_nothing_is_a_mistake_unless_it_is_somebody_elses() {
     for (name, value, expected) in [
         ("KEYGATE_PROXY_LISTN", "", "unknown variable; did you mean KEYGATE_PROXY_LISTEN?"),
-        ("KEYGATE_ROUTES_0_PATH", "/", "plans, upstreams and routes can be set in the file only"),
+        ("KEYGATE_ROUTES_0_PATH", "/", "plans, upstreams, routes and prices can be set in the file only"),
         ("KEYGATE_COLOUR", "", "unknown variable; it overrides no key"),
         ("KEYGATE_PROXY_PORT", "8080", "unknown variable; it overrides no key"),
         ("KEYGATE_LOG", "debug", "unknown variable; it overrides no key"),

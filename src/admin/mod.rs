@@ -27,6 +27,7 @@ mod lookup;
 mod outside;
 mod page;
 mod plans;
+mod prices;
 mod propagation;
 mod reload;
 mod router;

@@ -4,8 +4,8 @@ use super::context::{self, Admin, AdminDeps, AdminState};
 use super::envelope;
 use super::error::AdminError;
 use super::{
-    apikeys, audit, document, endusers, health, imports, logs, lookup, outside, plans, propagation, reload,
-    usage, usage_totals, workspaces,
+    apikeys, audit, document, endusers, health, imports, logs, lookup, outside, plans, prices, propagation,
+    reload, usage, usage_totals, workspaces,
 };
 use crate::model::fault::Fault;
 use axum::Router;
@@ -95,6 +95,7 @@ fn urls() -> OpenApiRouter<AdminState> {
         .routes(routes!(workspaces::get_workspace, workspaces::put_workspace, workspaces::delete_workspace))
         .routes(routes!(plans::create_plan, plans::list_plans))
         .routes(routes!(plans::get_plan, plans::update_plan, plans::delete_plan))
+        .routes(routes!(prices::get_prices, prices::put_prices))
         .routes(routes!(audit::list_audit))
         .routes(routes!(reload::reload))
         .routes(routes!(health::healthz))

@@ -190,6 +190,57 @@ pub(super) struct PlanUpdate {
     deleted_keys_days: Option<u32>,
 }
 
+/// All prices of models.
+#[derive(ToSchema)]
+pub(super) struct PricesReplace {
+    /// One for each model or pattern.
+    #[schema(max_items = 20_000)]
+    prices: Vec<PriceInput>,
+}
+
+/// What a million tokens of some models cost. A price is a decimal number, as a number or as text; up to nine decimals count.
+#[derive(ToSchema)]
+pub(super) struct PriceInput {
+    /// The name of a model, or its first characters and `*`. The most precise entry counts.
+    #[schema(pattern = r"^[A-Za-z0-9._:/@-]{1,199}\*?$", example = "gpt-4o*")]
+    model: String,
+    /// Input that was neither read from nor written to a cache.
+    #[schema(pattern = r"^[0-9]{1,8}(\.[0-9]{1,9})?$", example = "2.5")]
+    input: String,
+    /// Input that was read from a cache. Absent: as input.
+    #[schema(pattern = r"^[0-9]{1,8}(\.[0-9]{1,9})?$")]
+    cached: Option<String>,
+    /// Input that was written to a cache. Absent: as input.
+    #[schema(pattern = r"^[0-9]{1,8}(\.[0-9]{1,9})?$")]
+    cache_write: Option<String>,
+    /// Output that was not reasoning.
+    #[schema(pattern = r"^[0-9]{1,8}(\.[0-9]{1,9})?$", example = "10")]
+    output: String,
+    /// Output that was reasoning. Absent: as output.
+    #[schema(pattern = r"^[0-9]{1,8}(\.[0-9]{1,9})?$")]
+    reasoning: Option<String>,
+    /// Prices for more input, by ascending `above`.
+    #[schema(max_items = 16)]
+    tiers: Option<Vec<TierInput>>,
+}
+
+/// Prices for all tokens of an answer with more input tokens than `above`. Absent prices are those of the entry.
+#[derive(ToSchema)]
+pub(super) struct TierInput {
+    #[schema(minimum = 1)]
+    above: u64,
+    #[schema(pattern = r"^[0-9]{1,8}(\.[0-9]{1,9})?$")]
+    input: Option<String>,
+    #[schema(pattern = r"^[0-9]{1,8}(\.[0-9]{1,9})?$")]
+    cached: Option<String>,
+    #[schema(pattern = r"^[0-9]{1,8}(\.[0-9]{1,9})?$")]
+    cache_write: Option<String>,
+    #[schema(pattern = r"^[0-9]{1,8}(\.[0-9]{1,9})?$")]
+    output: Option<String>,
+    #[schema(pattern = r"^[0-9]{1,8}(\.[0-9]{1,9})?$")]
+    reasoning: Option<String>,
+}
+
 /// A change of a workspace, which is created if it does not exist. Absent fields stay.
 #[derive(ToSchema)]
 pub(super) struct WorkspaceUpdate {

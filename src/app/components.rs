@@ -90,7 +90,7 @@ pub(super) fn end_users(config: &Config, core: &CoreServices, io: &Handle) -> En
     })
 }
 
-/// The follower of the change feed, which also removes deleted records from other parts.
+/// The follower of the change feed, which also tells other parts of deleted records and of prices.
 pub(super) fn follower(
     config: &Config,
     core: &CoreServices,
@@ -102,9 +102,11 @@ pub(super) fn follower(
     let spending = Arc::new(SpendingOfDeletedKeys::new(core, keyring, counters));
     let (before_return, end_users) = (Arc::clone(&spending), Arc::clone(end_users));
     let all_end_users = Arc::clone(&end_users);
-    let forget = move |removed: &Change| match removed {
+    let prices = Arc::clone(&core.prices);
+    let forward = move |change: &Change| match change {
         Change::KeyRemoved { id, .. } => spending.on_removed(*id),
         Change::EndUserRemoved { workspace_id, other_id } => end_users.forget(workspace_id, other_id),
+        Change::Prices(stored) => prices.set_stored(Arc::clone(stored)),
         _ => {}
     };
     let options = FeedOptions { poll_interval: config.keyring.poll_interval };
@@ -114,7 +116,7 @@ pub(super) fn follower(
         core.store.clone(),
         Arc::clone(&core.clock),
         options,
-        Box::new(forget),
+        Box::new(forward),
     )
     .reporting(reporter)
     .preparing_returns(before_return)

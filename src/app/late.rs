@@ -8,8 +8,8 @@ use crate::config::{Config, CountersLocation, PlanConfig};
 use crate::counter::Counters;
 use crate::keyring::{FeedFollower, Keyring};
 use crate::model::usage::UsageTotals;
-use crate::store::{Store, StoreError};
-use crate::usage::{JournalTotals, PendingReplays, WriterProgress};
+use crate::store::{Change, Store, StoreError};
+use crate::usage::{JournalTotals, PendingReplays, PricesInForce, WriterProgress};
 use arc_swap::ArcSwapOption;
 use std::sync::Arc;
 use std::time::Duration;
@@ -43,6 +43,7 @@ pub(super) struct LateStart {
     state: StoreState,
     peppers: OwnPeppers,
     plans: Vec<PlanConfig>,
+    prices: Arc<PricesInForce>,
     keyring: Arc<Keyring>,
     counters: Arc<Counters>,
     /// None: the counters are shared and read the ledger themselves.
@@ -122,6 +123,7 @@ impl LateStart {
             state: core.store_state.clone(),
             peppers,
             plans: config.plans.clone(),
+            prices: Arc::clone(&core.prices),
             keyring: Arc::clone(keyring),
             counters: Arc::clone(counters),
             replayed: counts_alone.then_some(replayed),
@@ -130,6 +132,11 @@ impl LateStart {
 
     /// Adds the keys of `loaded`, which are not served yet.
     fn fill(&self, mut loaded: Loaded) -> Loaded {
+        for change in &loaded.changes {
+            if let Change::Prices(stored) = change {
+                self.prices.set_stored(Arc::clone(stored));
+            }
+        }
         self.keyring.fill(std::mem::take(&mut loaded.changes), loaded.age, self.clock.now());
         loaded
     }

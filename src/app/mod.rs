@@ -55,8 +55,8 @@ use crate::policy::keys::secret::{BadPeppers, Peppers};
 use crate::policy::routing::route::BadRoute;
 use crate::store::sqlite::SqliteStore;
 use crate::store::{Store, StoreError};
-use crate::usage::Recorder;
 use crate::usage::journal::{JournalFlusher, OpenError};
+use crate::usage::{PricesInForce, Recorder};
 use agreement::{OwnPeppers, agree, own_peppers};
 use late::{LateStart, Loading, StoreState};
 use live_nodes::LiveNodes;
@@ -218,6 +218,7 @@ struct CoreServices {
     live_nodes: LiveNodes,
     /// Why the store is not open yet.
     store_state: StoreState,
+    prices: Arc<PricesInForce>,
 }
 
 /// Secrets from the environment, which override those in files.
@@ -278,7 +279,8 @@ pub fn start(
     let (stop, stopped) = watch::channel(false);
     let (admin_state, state) = watch::channel(ServerState::Open);
     let (stop_feed, feed_stopped) = watch::channel(false);
-    let recorder = Recorder::new(Arc::clone(&journal), config.usage.when_full, Arc::clone(&core.metrics));
+    let recorder = Recorder::new(Arc::clone(&journal), config.usage.when_full, Arc::clone(&core.metrics))
+        .pricing(Arc::clone(&core.prices));
     let keeper =
         JournalFlusher::start(Arc::clone(&journal)).map_err(|e| StartError::System(e.to_string()))?;
     let writer = writing.write(writers.own);
@@ -514,5 +516,9 @@ async fn open(
     }
     let boot = uuid_v7(clock.now().wall);
     let (peppers, auth, live_nodes) = (Arc::clone(&own.peppers), Arc::new(auth), LiveNodes::default());
-    Ok((CoreServices { boot, clock, metrics, store, sqlite, peppers, auth, live_nodes, store_state }, own))
+    let prices = Arc::new(PricesInForce::default());
+    prices.set_file(&config.prices);
+    let core =
+        CoreServices { boot, clock, metrics, store, sqlite, peppers, auth, live_nodes, store_state, prices };
+    Ok((core, own))
 }

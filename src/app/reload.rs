@@ -16,6 +16,7 @@ use crate::policy::routing::route::{BadRoute, RouteTable};
 use crate::proxy::RoutingSnapshot;
 use crate::proxy::upstream::{Upstream, UpstreamSettings, maintain};
 use crate::store::{Actor, Store, StoreError};
+use crate::usage::PricesInForce;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use serde_json::{Map, Value, json};
@@ -59,6 +60,7 @@ pub struct Reloader {
     clock: Arc<dyn crate::clock::Clock>,
     store: Arc<dyn Store>,
     upgrade_state: Arc<UpgradeState>,
+    prices: Arc<PricesInForce>,
     io: Handle,
 }
 
@@ -125,6 +127,7 @@ impl Reloader {
             clock,
             store,
             upgrade_state,
+            prices: Arc::clone(&core.prices),
             io,
         })
     }
@@ -225,6 +228,7 @@ impl Reloader {
         }
         let upstreams = next.iter().map(Arc::clone).collect();
         self.routing.store(Arc::new(components::routing(&config, routes, upstreams, &self.metrics)));
+        self.prices.set_file(&config.prices);
         let mut old = std::mem::take(&mut in_force.upstreams);
         for (config, upstream) in config.upstreams.iter().zip(next) {
             let kept = old.iter().position(|t| Arc::ptr_eq(&t.upstream, &upstream));
@@ -363,14 +367,16 @@ fn give_up(made: &[Arc<Upstream>], old: &[ManagedUpstream]) {
     }
 }
 
-/// The changes of a reload for the audit log: the old and new lists of routes and upstreams, if they differ.
+/// The changes of a reload for the audit log: the old and new lists of routes, upstreams and prices, if they differ.
 fn differences(old: &Config, new: &Config) -> Map<String, Value> {
     let routes = |c: &Config| c.routes.iter().map(|r| r.name.clone()).collect::<Vec<_>>();
+    let prices = |c: &Config| c.prices.iter().map(|price| price.model.to_string()).collect::<Vec<_>>();
     let upstreams = |c: &Config| c.upstreams.iter().map(|u| u.name.clone()).collect::<Vec<_>>();
     let mut changes = Map::new();
     for (what, from, to, differs) in [
         ("routes", routes(old), routes(new), old.routes != new.routes),
         ("upstreams", upstreams(old), upstreams(new), old.upstreams != new.upstreams),
+        ("prices", prices(old), prices(new), old.prices != new.prices),
     ] {
         if differs {
             changes.insert(what.to_owned(), json!({"from": from, "to": to}));

@@ -1,4 +1,4 @@
-//! Config keys that need a restart: all but those of routes, upstreams and plans.
+//! Config keys that need a restart: all but those of routes, upstreams, plans and prices.
 //!
 //! Each section is destructured, so that a new key does not compile before it is handled here.
 
@@ -73,6 +73,7 @@ pub(super) fn changed(old: &Config, new: &Config) -> Vec<String> {
         plans: _,
         upstreams: _,
         routes: _,
+        prices: _,
     } = old;
     all
 }
@@ -163,7 +164,10 @@ mod tests {
     fn every_key_comes_into_force_or_is_said_to_take_a_restart() {
         let (mut fixed, mut reloaded) = (0, 0);
         for key in known_keys() {
-            if ["plans.", "upstreams[]", "routes[]"].iter().any(|front| key.path.starts_with(front)) {
+            if ["plans.", "upstreams[]", "routes[]", "prices[]"]
+                .iter()
+                .any(|front| key.path.starts_with(front))
+            {
                 reloaded += 1;
                 continue;
             }

@@ -13,6 +13,7 @@ mod keys;
 mod log;
 mod migrate;
 mod openapi;
+mod prices;
 mod ready;
 mod refused_rows;
 mod run;
@@ -63,6 +64,8 @@ pub enum Command {
     Import(archive::ArchiveImportArgs),
     /// Write usage records to a file or read them from one, for archives or to move to another store
     Usage(usage::UsageArgs),
+    /// Import prices of models from a table of LiteLLM or models.dev while the gateway is not running
+    Prices(prices::PricesArgs),
     /// Print the OpenAPI document of the admin API
     Openapi,
     /// Ask a running gateway on this machine whether it is ready (exit code 1 if it is not)
@@ -130,6 +133,7 @@ pub fn run(cli: Cli, environment: Environment<'_>) -> Exit {
         Command::Export(args) => archive::export(&args, environment),
         Command::Import(args) => archive::import(&args, environment),
         Command::Usage(args) => usage::run(&args, environment),
+        Command::Prices(args) => prices::run(args, environment),
         Command::Openapi => openapi::run(),
         Command::Health(args) => health::run(&args, environment),
         Command::Echo(args) => echo::run(&args, environment),

@@ -44,6 +44,7 @@ impl Default for Config {
             plans: vec![PlanConfig::new(default_plan_id())],
             upstreams: Vec::new(),
             routes: Vec::new(),
+            prices: Vec::new(),
         }
     }
 }

@@ -8,6 +8,7 @@ use super::end_user::{EndUserChoice, EndUserSources};
 use super::forward::{ForwardFile, forward};
 use super::introspection::introspection;
 use super::meter::{MeterFile, meter};
+use super::prices::{PriceFile, price};
 use super::rule::{ByteSize, Flag, Integer, OrEmpty, ParsedText, Text, Word, quote};
 use super::section::Section;
 use super::telemetry::telemetry;
@@ -30,6 +31,7 @@ use crate::model::server::HttpUrl;
 use crate::policy::http::cors::OriginRule;
 use crate::policy::http::head::TARGET_MAX;
 use crate::policy::keys::credential::SecretPlace;
+use crate::policy::prices::PRICES_MAX;
 use crate::policy::routing::route::ResourceFrom;
 use http::Method;
 use std::path::PathBuf;
@@ -52,6 +54,7 @@ pub(super) struct ConfigFile {
     pub(super) plans: Vec<(String, PlanFile)>,
     pub(super) upstreams: Vec<Option<UpstreamFile>>,
     pub(super) routes: Vec<Option<RouteFile>>,
+    pub(super) prices: Vec<Option<PriceFile>>,
 }
 
 /// The possible sources of token keys.
@@ -126,6 +129,7 @@ pub(super) fn read(root: &mut Section<'_, '_>) -> ConfigFile {
         plans: plans.into_iter().map(|(name, plan)| (name.to_owned(), plan)).collect(),
         upstreams: root.tables("upstreams", UPSTREAMS_MAX, upstream),
         routes: root.tables("routes", ROUTES_MAX, route),
+        prices: root.tables("prices", PRICES_MAX, price),
     }
 }
 

@@ -14,6 +14,7 @@ mod file;
 mod forward;
 mod introspection;
 mod meter;
+mod prices;
 mod raw_value;
 mod reader;
 mod redis_url;
@@ -121,8 +122,9 @@ impl Config {
 /// Every key with its variable and default, in the order of the sections.
 pub fn known_keys() -> Vec<KnownKey> {
     // Keys become known when they are read, and those of tables only if there is a table.
-    let (table, _) =
-        DeTable::parse_recoverable("plans.NAME.limits = [{}]\nupstreams = [{}]\nroutes = [{}]\n");
+    let (table, _) = DeTable::parse_recoverable(
+        "plans.NAME.limits = [{}]\nupstreams = [{}]\nroutes = [{}]\nprices = [{ tiers = [{}] }]\n",
+    );
     let mut reading = ConfigReader::new("", &[]);
     Section::root(&mut reading, table.get_ref(), file::read);
     reading.into_known()

@@ -34,6 +34,17 @@ impl<'a> RawValue<'a> {
         }
     }
 
+    /// The decimal number as text, if it is one.
+    pub(super) fn decimal(self) -> Option<String> {
+        match self {
+            Self::File(value) => match value.get_ref() {
+                DeValue::Float(number) => Some(number.as_str().to_owned()),
+                _ => self.whole().map(|number| number.to_string()),
+            },
+            Self::Variable(text) => Some(text.trim().to_owned()),
+        }
+    }
+
     /// The flag, if it is one.
     pub(super) fn flag(self) -> Option<bool> {
         match self {

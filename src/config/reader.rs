@@ -189,10 +189,10 @@ impl<'a> ConfigReader<'a> {
             })
             .collect();
         for (name, _) in unused {
-            let tables = ["PLANS", "UPSTREAMS", "ROUTES"];
+            let tables = ["PLANS", "UPSTREAMS", "ROUTES", "PRICES"];
             let rest = &name[VARIABLE_PREFIX.len()..];
             let message = if tables.iter().any(|table| rest.starts_with(table)) {
-                "plans, upstreams and routes can be set in the file only".to_owned()
+                "plans, upstreams, routes and prices can be set in the file only".to_owned()
             } else {
                 let known = self.known.iter().filter_map(|key| key.variable.as_deref());
                 match did_you_mean(rest, known.map(|known| &known[VARIABLE_PREFIX.len()..])) {

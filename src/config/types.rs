@@ -15,6 +15,7 @@ use crate::model::server::{HttpUrl, RedisKind, ServerAddr};
 use crate::policy::http::cors::Cors;
 use crate::policy::keys::credential::SecretPlace;
 use crate::policy::meter::MeterRule;
+use crate::policy::prices::ModelPrice;
 use crate::policy::routing::forward::ForwardRules;
 use crate::policy::routing::route::{EndUserFrom, ResourceFrom};
 use crate::store::postgres::PostgresUrl;
@@ -57,6 +58,8 @@ pub struct Config {
     pub upstreams: Vec<UpstreamConfig>,
     /// Routes.
     pub routes: Vec<RouteConfig>,
+    /// What tokens cost; these replace prices of the store with the same pattern.
+    pub prices: Vec<ModelPrice>,
 }
 
 /// `[proxy]`
@@ -495,7 +498,7 @@ words!(
 pub struct KnownKey {
     /// Its path, such as `proxy.listen`, `plans.NAME.limits[].per` or `routes[].path`.
     pub path: String,
-    /// The variable that overrides it; none inside plans, upstreams and routes.
+    /// The variable that overrides it; none inside plans, upstreams, routes and prices.
     pub variable: Option<String>,
     /// Its default as TOML; empty if the key is required.
     pub default: String,

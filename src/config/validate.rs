@@ -9,6 +9,7 @@ use super::file::{ConfigFile, JwtKeyFiles, PlanFile, RouteFile};
 use super::forward::checked_cors;
 use super::introspection;
 use super::meter::checked_meter;
+use super::prices;
 use super::reader::{ConfigReader, quoted};
 use super::telemetry;
 use super::texts::is_name;
@@ -53,6 +54,7 @@ pub(super) fn validate(file: ConfigFile, host_name: &str, reading: &mut ConfigRe
     names_differ(&names, "upstreams", reading);
     config.upstreams = upstreams(file.upstreams, &config.proxy, reading);
     config.routes = routes(file.routes, &names, &config.proxy, reading);
+    config.prices = prices::checked(file.prices, reading);
     config
 }
 

@@ -89,6 +89,7 @@ impl BrokenRows {
             }
             Change::Key(change) => Some(("keys", change.key.id.to_string())),
             Change::KeyRemoved { id, .. } => Some(("keys", id.to_string())),
+            Change::Prices(_) => Some(("prices", "1".to_owned())),
             Change::EndUserRemoved { .. } | Change::Broken { .. } => None,
         }
     }

@@ -43,7 +43,7 @@ pub struct FeedFollower {
     keyring: Arc<Keyring>,
     store: Arc<dyn Feed>,
     clock: Arc<dyn Clock>,
-    on_removed: Box<dyn Fn(&Change) + Send + Sync>,
+    on_change: Box<dyn Fn(&Change) + Send + Sync>,
     before_return: Option<Arc<dyn BeforeReturn>>,
     on_gone_back: Box<dyn Fn() + Send + Sync>,
     options: FeedOptions,
@@ -103,19 +103,19 @@ impl NodeReporter {
 }
 
 impl FeedFollower {
-    /// A follower that calls `on_removed` for deleted rows, once no new request can find them.
+    /// A follower that calls `on_change` for prices, and for deleted rows once no new request can find them.
     pub fn new(
         keyring: Arc<Keyring>,
         store: Arc<dyn Feed>,
         clock: Arc<dyn Clock>,
         options: FeedOptions,
-        on_removed: Box<dyn Fn(&Change) + Send + Sync>,
+        on_change: Box<dyn Fn(&Change) + Send + Sync>,
     ) -> Self {
         Self {
             keyring,
             store,
             clock,
-            on_removed,
+            on_change,
             before_return: None,
             on_gone_back: Box::new(|| ()),
             options,
@@ -232,7 +232,7 @@ impl FeedFollower {
             })
             .await?;
         for id in self.keyring.keep_only(&there) {
-            (self.on_removed)(&Change::KeyRemoved { id, version: reached });
+            (self.on_change)(&Change::KeyRemoved { id, version: reached });
         }
         self.is_starting_over.store(false, Ordering::Relaxed);
         self.arrived(reached);
@@ -280,12 +280,13 @@ impl FeedFollower {
 
     fn apply(&self, batch: Vec<Change>) {
         for change in batch {
-            let removal = change.is_removal().then(|| change.clone());
+            let is_told = change.is_removal() || matches!(change, Change::Prices(_));
+            let told = is_told.then(|| change.clone());
             if let Some(Unapplied { what, id, why, .. }) = self.keyring.apply(change) {
                 tracing::error!(what, id, why, "invalid row in the store, it is not served");
             }
-            if let Some(removal) = removal {
-                (self.on_removed)(&removal);
+            if let Some(change) = told {
+                (self.on_change)(&change);
             }
         }
     }

@@ -19,6 +19,7 @@ use crate::model::key::{Key, KeyDetails, Plan};
 use crate::model::scope::Scopes;
 use crate::model::usage::UsageSubject;
 use crate::policy::keys::limit::{Limits, key_limits, workspace_limits};
+use crate::policy::prices::ModelPrice;
 use crate::store::{Change, Credentials, KeyChange, SecretId, Version, snapshot};
 use arc_swap::{ArcSwap, Guard};
 use broken::{BrokenRows, MissingReference, Unapplied};
@@ -48,6 +49,8 @@ pub struct Keyring {
     scopes: Mutex<HashSet<Scopes>>,
     /// Creators that keys share, for the same reason.
     creators: Mutex<HashSet<Arc<str>>>,
+    /// For the snapshot; requests use those that the follower hands on.
+    prices: Mutex<Arc<[ModelPrice]>>,
     version: watch::Sender<Version>,
     nudge: Notify,
     /// Steady time in ns of the last answer of the store; 0: none yet.
@@ -124,6 +127,7 @@ impl Keyring {
             broken: Mutex::default(),
             scopes: Mutex::default(),
             creators: Mutex::default(),
+            prices: Mutex::default(),
             version: watch::channel(Version::default()).0,
             nudge: Notify::new(),
             heard_ns: AtomicU64::new(0),
@@ -283,7 +287,7 @@ impl Keyring {
         }
     }
 
-    /// Calls `each` with a writer for every plan, workspace and key, in that order, for a snapshot.
+    /// Calls `each` with a writer for every plan, every workspace, the prices and every key, in that order, for a snapshot.
     pub fn snapshot<E>(&self, each: &mut dyn FnMut(PutRow<'_>) -> Result<(), E>) -> Result<(), E> {
         let plans: Vec<_> = self.plans().values().cloned().collect();
         for plan in plans {
@@ -292,6 +296,10 @@ impl Keyring {
         let workspaces: Vec<_> = self.workspaces.iter().map(|entry| Arc::clone(entry.value())).collect();
         for workspace in workspaces {
             each(&|row| snapshot::put_workspace(&workspace.id, &workspace.plan().plan.id, row))?;
+        }
+        let prices = Arc::clone(&self.prices());
+        if !prices.is_empty() {
+            each(&|row| snapshot::put_prices(&prices, row))?;
         }
         let mut keys = Vec::with_capacity(self.len());
         self.by_id.each(|held| keys.push(Arc::clone(held)));
@@ -344,6 +352,7 @@ impl Keyring {
             Change::Key(change) => return self.put_key(change),
             Change::KeyRemoved { id, .. } => self.remove_key(id),
             Change::EndUserRemoved { .. } => {}
+            Change::Prices(prices) => *self.prices() = prices,
             Change::Broken { table, id, why, digests } => {
                 // A key whose row is broken must not be served as it was before.
                 if table == "keys"
@@ -355,6 +364,10 @@ impl Keyring {
             }
         }
         Ok(())
+    }
+
+    fn prices(&self) -> MutexGuard<'_, Arc<[ModelPrice]>> {
+        self.prices.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn put_plan(&self, plan: Plan) {

@@ -7,6 +7,7 @@
 pub mod http;
 pub mod keys;
 pub mod meter;
+pub mod prices;
 pub mod routing;
 pub mod text;
 pub mod tls;

@@ -98,7 +98,7 @@ impl RequestMeter {
         });
         self.count(&metered);
         if let Some(reading) = metered.reading {
-            record.metered(reading);
+            record.metered(&self.route.name, reading);
         }
     }
 

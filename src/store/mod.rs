@@ -28,6 +28,7 @@ pub use usage::*;
 use crate::clock::Timestamp;
 use crate::model::calendar::Calendar;
 use crate::model::id::{EndUserId, KeyId, PlanId, RequestId, WorkspaceId};
+use crate::policy::prices::ModelPrice;
 use async_trait::async_trait;
 use std::fmt;
 use tokio::sync::mpsc;
@@ -48,7 +49,7 @@ pub struct Written<T> {
 
 /// The whole store, as `app` hands it out; all others take only the trait they need.
 #[async_trait]
-pub trait Store: Feed + Nodes + Keys + Tenants + EndUsers + Ledger + Audit {
+pub trait Store: Feed + Nodes + Keys + Tenants + EndUsers + Prices + Ledger + Audit {
     /// Connects to the backend and migrates its schema; until this has succeeded, every other call is `Unavailable`. To be
     /// repeated while it is `Unavailable`.
     async fn bring_up(&self) -> Result<(), StoreError>;
@@ -306,6 +307,21 @@ pub trait EndUsers: Send + Sync + 'static {
         by: &Actor,
         at: Timestamp,
     ) -> Result<Written<()>, StoreError>;
+}
+
+/// Prices of models.
+#[async_trait]
+pub trait Prices: Send + Sync + 'static {
+    /// All prices.
+    async fn price_list(&self) -> Result<PriceList, StoreError>;
+
+    /// Replaces all prices, which must be a valid [`PriceTable`](crate::policy::prices::PriceTable).
+    async fn put_price_list(
+        &self,
+        prices: Vec<ModelPrice>,
+        by: &Actor,
+        at: Timestamp,
+    ) -> Result<Written<PriceList>, StoreError>;
 }
 
 /// Usage.

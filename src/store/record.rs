@@ -7,9 +7,11 @@ use crate::model::digest::Digest;
 use crate::model::id::{AuditId, EndUserId, KeyId, PlanId, WorkspaceId, fill_random};
 use crate::model::key::{Ceiling, Key, KeyDetails, KeyType, Plan};
 use crate::model::scope::Scopes;
+use crate::policy::prices::ModelPrice;
 use ipnet::IpNet;
 use smallvec::SmallVec;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 /// Identifies a secret of a key, independent of the pepper it is hashed with. It is drawn at random when the secret is
 /// issued, so that requests made with it can be told from those made with its successor.
@@ -279,6 +281,8 @@ pub enum Change {
         /// The customer's id for it.
         other_id: Box<str>,
     },
+    /// All prices.
+    Prices(Arc<[ModelPrice]>),
     /// A row that cannot be read. The record it stands for must not be used.
     Broken {
         /// The table.
@@ -383,6 +387,15 @@ impl SecretId {
     pub const fn is_of_sha256_import(self) -> bool {
         self.0 & OF_SHA256 != 0
     }
+}
+
+/// The prices of models in the store.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PriceList {
+    /// The prices.
+    pub prices: Arc<[ModelPrice]>,
+    /// When they were set; none: not yet.
+    pub updated_at: Option<Timestamp>,
 }
 
 impl Change {

@@ -1,4 +1,4 @@
-//! Encodes plans, workspaces and keys for the snapshot that a node keeps on its own disk. It contains digests but no
+//! Encodes plans, workspaces, keys and prices for the snapshot that a node keeps on its own disk. It contains digests but no
 //! secrets.
 //!
 //! A row has the columns of the change feed and is decoded by the same code, so that nothing is served from a snapshot that
@@ -6,10 +6,12 @@
 
 use super::shared::decode::SOURCES;
 use super::shared::fields::{RowColumns, RowReader, int};
+use super::shared::prices;
 use super::shared::rules;
 use super::{Change, Credential, Credentials, StoreError, Version};
 use crate::model::id::{PlanId, WorkspaceId};
 use crate::model::key::{Key, KeyDetails, Plan};
+use crate::policy::prices::ModelPrice;
 use uuid::Uuid;
 
 /// Most columns of a row.
@@ -94,6 +96,12 @@ pub fn put_key(
         old.map_or(Value::Null, valid_until),
     ];
     put(2, &row, out);
+}
+
+/// Adds the prices.
+pub fn put_prices(prices: &[ModelPrice], out: &mut Vec<u8>) {
+    let entries = prices::to_column(prices);
+    put(7, &[Value::Int(1), Value::Int(1), Value::Text(&entries)], out);
 }
 
 /// Decodes the rows, as the feed would send them.
@@ -231,6 +239,7 @@ mod tests {
     use crate::model::digest::Digest;
     use crate::model::id::KeyId;
     use crate::model::key::{Ceilings, KeyType};
+    use crate::policy::prices::Rates;
     use crate::store::{KeyChange, SecretId};
     use smallvec::SmallVec;
 
@@ -294,13 +303,17 @@ mod tests {
             let change = KeyChange { key, details, credentials, version, was_restored };
             expected.push(format!("{:?}", Change::Key(change)));
         }
+        let rates = Rates { input: 5, ..Rates::default() };
+        let prices = [ModelPrice { model: "m*".into(), rates, tiers: Vec::new() }];
+        put_prices(&prices, &mut bytes);
+        expected.push(format!("{:?}", Change::Prices(prices.into())));
         let mut changes = Vec::new();
         read(&bytes, |change| changes.push(format!("{change:?}"))).expect("whole");
         assert_eq!(changes, expected);
         for end in 0..bytes.len() {
             let mut rows = 0;
             let is_whole = read(&bytes[..end], |_| rows += 1).is_ok();
-            assert!(rows < 4 && (is_whole || rows < 4), "{end}");
+            assert!(rows < 5 && (is_whole || rows < 5), "{end}");
         }
     }
 }

@@ -12,6 +12,7 @@
 
 pub mod journal;
 mod maintain;
+mod prices;
 mod record;
 mod rejected;
 mod replays;
@@ -22,6 +23,7 @@ mod writer;
 pub use crate::model::outage::WhenFull;
 pub use journal::{Journal, JournalFull};
 pub use maintain::maintain_ledger;
+pub use prices::PricesInForce;
 pub use record::{PendingRecord, RecordStart};
 pub use rejected::RejectedRecords;
 pub use replays::PendingReplays;
@@ -38,12 +40,19 @@ pub struct Recorder {
     journal: Arc<Journal>,
     metrics: Arc<Metrics>,
     when_full: WhenFull,
+    prices: Arc<PricesInForce>,
 }
 
 impl Recorder {
-    /// A recorder into `journal`.
-    pub const fn new(journal: Arc<Journal>, when_full: WhenFull, metrics: Arc<Metrics>) -> Self {
-        Self { journal, metrics, when_full }
+    /// A recorder into `journal`, without prices.
+    pub fn new(journal: Arc<Journal>, when_full: WhenFull, metrics: Arc<Metrics>) -> Self {
+        Self { journal, metrics, when_full, prices: Arc::default() }
+    }
+
+    /// Also computes what metered requests cost.
+    #[must_use]
+    pub fn pricing(self, prices: Arc<PricesInForce>) -> Self {
+        Self { prices, ..self }
     }
 
     /// Fails if requests must be refused now, because they could not be recorded.

@@ -63,7 +63,13 @@ struct RecordOutcome {
     bytes_in: u64,
     bytes_out: u64,
     upstream: Option<Arc<str>>,
-    reading: Option<Box<MeterReading>>,
+    metered: Option<Box<Metered>>,
+}
+
+/// A reading and the route whose meter made it.
+struct Metered {
+    route: Box<str>,
+    reading: MeterReading,
 }
 
 impl PendingRecord {
@@ -118,7 +124,7 @@ impl PendingRecord {
             bytes_in: 0,
             bytes_out: 0,
             upstream: None,
-            reading: None,
+            metered: None,
         };
         Self {
             id: start.id,
@@ -154,9 +160,10 @@ impl PendingRecord {
         (self.facts.bytes_in, self.facts.bytes_out) = (bytes_in, bytes_out);
     }
 
-    /// What the meter has found out so far. May be set several times until the record ends; the last one counts.
-    pub fn metered(&mut self, reading: MeterReading) {
-        self.facts.reading = Some(Box::new(reading));
+    /// What the meter of the route with this name has found out so far. May be set several times until the record ends; the
+    /// last one counts. Its cost is computed when the record ends, unless the provider reported one.
+    pub fn metered(&mut self, route: &str, reading: MeterReading) {
+        self.facts.metered = Some(Box::new(Metered { route: route.into(), reading }));
     }
 
     /// Ends the record: the request was refused.
@@ -173,6 +180,7 @@ impl PendingRecord {
         if std::mem::replace(&mut self.ended, true) {
             return;
         }
+        self.set_cost();
         let facts = &self.facts;
         let complete = Complete {
             outcome,
@@ -182,9 +190,9 @@ impl PendingRecord {
             ttfb_us: facts.ttfb_us,
             bytes_in: facts.bytes_in,
             bytes_out: facts.bytes_out,
-            tokens_used: facts.reading.as_ref().map_or(0, |reading| reading.tokens.total),
+            tokens_used: facts.metered.as_ref().map_or(0, |metered| metered.reading.tokens.total),
             upstream: facts.upstream.as_deref().unwrap_or_default(),
-            reading: facts.reading.as_deref().map(Reading::from),
+            reading: facts.metered.as_ref().map(|metered| Reading::from(&metered.reading)),
             ..interrupted(self.id, facts.charged)
         };
         let Recorder { journal, metrics, .. } = &self.recorder;
@@ -205,6 +213,20 @@ impl PendingRecord {
                     metrics.usage_shed.inc();
                 }
             }
+        }
+    }
+
+    /// Computes the cost by the prices in force now, once and for ever.
+    fn set_cost(&mut self) {
+        let Some(Metered { route, reading }) = self.facts.metered.as_deref_mut() else { return };
+        let (prices, metrics) = (self.recorder.prices.table(), &self.recorder.metrics);
+        reading.cost_nano = prices.cost(reading);
+        match reading.cost_nano {
+            Some(cost) => {
+                let model = prices.label(&reading.model_served, &reading.model_requested);
+                metrics.cost_nano.with_label_values(&[&**route, model]).inc_by(cost);
+            }
+            None => metrics.unpriced.with_label_values(&[&**route]).inc(),
         }
     }
 

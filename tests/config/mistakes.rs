@@ -63,6 +63,39 @@ const MISTAKES: &[(&str, &str)] = &[
     ("plans.gold = 1", "1:14 plans.gold: must be a table"),
     ("[routes]", "1:1 routes: must be a list of tables, each under [[routes]]"),
     ("upstreams = [1]", "1:14 upstreams[0]: must be a table"),
+    // Prices.
+    (
+        "[[prices]]\nmodel = \"m\"\ninput = -0.5\noutput = 1",
+        "3:9 prices[0].input: must be a price of a million tokens: a number from 0 to 1000000000, such as 2.5",
+    ),
+    (
+        "[[prices]]\nmodel = \"m\"\ninput = 1\noutput = \"2\"",
+        "4:10 prices[0].output: must be a price of a million tokens: a number from 0 to 1000000000, such as 2.5",
+    ),
+    (
+        "[[prices]]\nmodel = \"m\"\ninput = nan\noutput = 1",
+        "3:9 prices[0].input: must be a price of a million tokens: a number from 0 to 1000000000, such as 2.5",
+    ),
+    (
+        "[[prices]]\nmodel = \"m\"\ninput = 1\noutput = 1\ncached = 1e10",
+        "5:10 prices[0].cached: must be a price of a million tokens: a number from 0 to 1000000000, such as 2.5, or \"\" for none",
+    ),
+    (
+        "[[prices]]\nmodel = \"m\"\ninput = 1",
+        "1:1 prices[0].output: is missing; it must be a price of a million tokens: a number from 0 to 1000000000, such as 2.5",
+    ),
+    (
+        "[[prices]]\nmodel = \"a*b\"\ninput = 1\noutput = 1",
+        "2:9 prices[0].model: must be the name of a model, or its first characters and *, such as \"gpt-4o\" or \"gpt-4o*\", of 1 to 200 characters without spaces",
+    ),
+    (
+        "[[prices]]\nmodel = \"m\"\ninput = 1\noutput = 1\n[[prices]]\nmodel = \"m\"\ninput = 1\noutput = 1",
+        "6:9 prices[1].model: has a price already",
+    ),
+    (
+        "[[prices]]\nmodel = \"m\"\ninput = 1\noutput = 1\ntiers = [{ above = 5 }, { above = 5 }]",
+        "5:35 prices[0].tiers[1].above: must be more than in the tier before",
+    ),
     // Words, names and texts.
     ("log.level = \"loud\"", "1:13 log.level: must be one of: error, warn, info, debug, trace"),
     ("log.format = \"xml\"", "1:14 log.format: must be one of: text, json"),

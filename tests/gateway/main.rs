@@ -26,6 +26,7 @@ mod lifecycle;
 mod limits;
 mod order;
 mod power_cut;
+mod prices;
 #[path = "../counters/redis.rs"]
 #[expect(dead_code, reason = "the counters' own tests use more of it")]
 mod redis;

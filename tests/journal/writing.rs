@@ -2,10 +2,12 @@
 //! each record once.
 
 use crate::stand::{Mood, NOW, SMALL, Sizes, Stand, TestLedger};
+use keygate::model::tokens::{MeterReading, ReadingSource, TokenCounts};
 use keygate::model::usage::Outcome;
+use keygate::policy::prices::{ModelPrice, Rates};
 use keygate::usage::journal::JournalFlusher;
 use keygate::usage::journal::disk::RealDisk;
-use keygate::usage::{JournalTotals, WhenFull};
+use keygate::usage::{JournalTotals, PricesInForce, WhenFull};
 use std::collections::HashMap;
 use std::fs;
 use std::sync::Arc;
@@ -30,6 +32,58 @@ async fn what_is_served_is_stored_once_and_the_journal_is_empty_after() {
     running.await.unwrap();
     JournalFlusher::start(Arc::clone(&stand.journal)).unwrap().stop();
     assert_eq!(stand.segments().len(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_metered_request_costs_what_its_model_costs_when_it_ends() {
+    let mut stand = Stand::new(SMALL);
+    let prices = Arc::new(PricesInForce::default());
+    let of = |input| {
+        let rates = Rates { input, ..Rates::default() };
+        [ModelPrice { model: "gpt-4o*".into(), rates, tiers: Vec::new() }]
+    };
+    prices.set_stored(of(1_000_000).into());
+    stand.recorder = stand.recorder.pricing(Arc::clone(&prices));
+    let reading = |served: &str, cost_nano| MeterReading {
+        tokens: TokenCounts { total: 7, input: 7, ..TokenCounts::default() },
+        model_requested: "gpt-4o".into(),
+        model_served: served.into(),
+        provider_request_id: "".into(),
+        cost_nano,
+        source: ReadingSource::Reported,
+    };
+    let serve = |stand: &Stand, readings: &[MeterReading]| {
+        let (id, mut pending) = stand.begin(1);
+        readings.iter().for_each(|reading| pending.metered("app", reading.clone()));
+        pending.complete(Outcome::Served, 200);
+        id
+    };
+    let unnamed = MeterReading { model_requested: "".into(), ..reading("other", None) };
+    let cases = [
+        (serve(&stand, &[unnamed.clone(), reading("gpt-4o-mini", None)]), Some(7)),
+        (serve(&stand, &[reading("unknown", None)]), Some(7)),
+        (serve(&stand, &[reading("gpt-4o", Some(90))]), Some(90)),
+        (serve(&stand, std::slice::from_ref(&unnamed)), None),
+        (serve(&stand, &[MeterReading { cost_nano: Some(5), ..unnamed }]), Some(5)),
+        (serve(&stand, &[]), None),
+    ];
+    prices.set_file(&of(2_000_000));
+    let later = serve(&stand, &[reading("gpt-4o", None)]);
+    let cost = |model: &str| stand.metrics.cost_nano.with_label_values(&["app", model]).get();
+    assert_eq!([cost("gpt-4o*"), cost("other")], [7 + 7 + 90 + 14, 5]);
+    assert_eq!(stand.metrics.unpriced.with_label_values(&["app"]).get(), 1);
+
+    let ledger = TestLedger::new(Mood::Well);
+    let (writer, _stop) = stand.writer(&ledger, 10);
+    let flush = writer.flush();
+    let running = tokio::spawn(writer.run());
+    assert!(flush.flushed(PATIENCE).await);
+    running.abort();
+    let rows = ledger.rows();
+    for (id, expected) in cases.into_iter().chain([(later, Some(14))]) {
+        assert_eq!(rows[&id].cost_nano, expected, "{:?}", rows[&id]);
+    }
+    assert_eq!((rows[&later].tokens_used, rows[&later].model.as_deref()), (7, Some("gpt-4o")));
 }
 
 #[tokio::test(start_paused = true)]

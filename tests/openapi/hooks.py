@@ -48,6 +48,12 @@ def settle_body(body):
     # A plan that there is.
     if isinstance(body.get("plan_id"), str):
         body["plan_id"] = "default"
+    # One for each model, with ascending tiers.
+    if isinstance(body.get("prices"), list):
+        body["prices"] = list({price["model"]: price for price in body["prices"]}.values())
+        for price in body["prices"]:
+            tiers = {tier["above"]: tier for tier in price.get("tiers") or []}
+            price["tiers"] = [tiers[above] for above in sorted(tiers)]
     # One for each (count, per).
     if isinstance(body.get("limits"), list):
         body["limits"] = list({limit["per"]: limit for limit in body["limits"]}.values())

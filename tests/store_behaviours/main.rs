@@ -13,6 +13,7 @@ mod nodes;
 mod only_postgres;
 mod only_sqlite;
 mod place;
+mod prices;
 mod private_postgres;
 #[path = "../gateway/support/spare.rs"]
 mod spare;
@@ -156,6 +157,8 @@ macro_rules! behaviours {
                 a_replayed_ledger_reproduces_every_total
                 groups_are_paged_and_end_users_have_their_names
                 groups_that_are_too_large_stay_at_the_largest;
+            prices:
+                prices_are_replaced_as_a_whole_and_reach_the_feed;
             all_records:
                 all_records_come_once_by_their_ids
                 all_records_are_filtered

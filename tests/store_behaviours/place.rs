@@ -146,6 +146,7 @@ fn describe(change: &Change) -> String {
         Change::EndUserRemoved { workspace_id, other_id } => {
             format!("end user {workspace_id}/{other_id} removed")
         }
+        Change::Prices(prices) => format!("{} prices", prices.len()),
         Change::Broken { table, id, .. } => format!("broken {table} {id}"),
     }
 }

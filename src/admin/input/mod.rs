@@ -9,6 +9,7 @@ mod instant;
 pub mod json;
 mod key;
 mod plan;
+mod prices;
 mod rules;
 #[cfg(test)]
 mod tests;
@@ -19,6 +20,7 @@ pub use import::{ImportBody, ImportKeyInput, ImportedKey, read_imported_end_user
 pub use instant::{INSTANT_ALLOWED, parse_instant};
 pub use key::{CreateKeyInput, UpdateKeyInput, read_grace_period, read_lookup};
 pub use plan::{CreatePlanInput, UpdatePlanInput, UpdateWorkspaceInput};
+pub use prices::read_prices;
 
 use crate::model::digest::Digest;
 use crate::policy::keys::secret::{Peppers, Secret};

@@ -354,6 +354,48 @@ async fn a_deleted_workspace_is_closed_to_its_tokens_and_open_to_the_platform() 
 }
 
 #[tokio::test]
+async fn prices_are_replaced_as_a_whole_and_every_mistake_is_named() {
+    let api = Api::start().await;
+    let token = api.token("-", Role::Platform);
+    let call = async |method: &str, body: Value| api.call(&token, method, "/prices", body).await;
+    assert_eq!(call("GET", Value::Null).await.data(), json!({"prices": [], "updated_at": null}));
+    let list = json!({"prices": [
+        {"model": "gpt-4o*", "input": 2.5, "cached": "1.25", "output": 10},
+        {"model": "m", "input": "3", "output": 15, "tiers": [{"above": 200_000, "input": 6}]},
+    ]});
+    let put = call("PUT", list).await;
+    assert_eq!(put.status, 200, "{}", put.text);
+    let shown = json!([
+        {"model": "gpt-4o*", "input": "2.5", "cached": "1.25", "cache_write": "2.5", "output": "10", "reasoning": "10",
+         "tiers": []},
+        {"model": "m", "input": "3", "cached": "3", "cache_write": "3", "output": "15", "reasoning": "15",
+         "tiers": [{"above": 200_000, "input": "6", "cached": "3", "cache_write": "3", "output": "15", "reasoning": "15"}]},
+    ]);
+    assert_eq!((&put.data()["prices"], &put.data()["updated_at"]), (&shown, &json!(NOW.as_millis())));
+    assert_eq!(call("GET", Value::Null).await.data(), put.data());
+    // What is shown may be sent back.
+    assert_eq!(call("PUT", json!({"prices": shown})).await.data()["prices"], shown);
+
+    let wrong = json!({"prices": [{"model": "a b", "input": -1, "output": "x"}, {"model": "m"}], "more": 1});
+    let refused = call("PUT", wrong).await;
+    assert_eq!(refused.verdict(), (400, 1_001, "validation_failed".into()));
+    let errors = refused.data()["errors"].clone();
+    let fields: Vec<_> = errors.as_array().expect("errors").iter().map(|e| e["field"].as_str()).collect();
+    let expected = [
+        "prices[0].model",
+        "prices[0].input",
+        "prices[0].output",
+        "prices[1].input",
+        "prices[1].output",
+        "more",
+    ];
+    assert_eq!(fields, expected.map(Some), "{errors}");
+    assert_eq!(call("GET", Value::Null).await.data()["prices"], shown, "nothing of it was taken");
+    let lines = api.call(&token, "GET", "/audit?action=prices.update", Value::Null).await.data();
+    assert_eq!(lines["page"]["total"], 2);
+}
+
+#[tokio::test]
 async fn every_write_leaves_an_audit_line_with_its_author() {
     let (api, token) = api_and_token().await;
     let key = api.key(&token, "n").await;

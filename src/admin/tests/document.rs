@@ -3,7 +3,7 @@
 use super::*;
 use crate::admin::input::{
     CreateKeyInput, CreatePlanInput, FieldError, ImportBody, UpdateKeyInput, UpdatePlanInput,
-    UpdateWorkspaceInput, read_grace_period, read_lookup,
+    UpdateWorkspaceInput, read_grace_period, read_lookup, read_prices,
 };
 use serde_json::Map;
 use std::collections::BTreeSet;
@@ -88,7 +88,7 @@ fn bodies_have_the_fields_that_drafts_read() {
     let ws = workspace("ws-a");
     let document = document();
     type Read<'a> = Box<dyn Fn(&Map<String, Value>) -> Vec<FieldError> + 'a>;
-    let readers: [(&str, Read<'_>); 9] = [
+    let readers: [(&str, Read<'_>); 10] = [
         ("KeyCreate", Box::new(|b| CreateKeyInput::read(b, &ws, NOW).err().unwrap_or_default())),
         ("KeyUpdate", Box::new(|b| UpdateKeyInput::read(b, None, NOW).err().unwrap_or_default())),
         ("KeyRegenerate", Box::new(|b| read_grace_period(b).err().unwrap_or_default())),
@@ -97,6 +97,7 @@ fn bodies_have_the_fields_that_drafts_read() {
         ("KeyLookup", Box::new(|b| read_lookup(b).err().unwrap_or_default())),
         ("PlanCreate", Box::new(|b| CreatePlanInput::read(b).err().unwrap_or_default())),
         ("PlanUpdate", Box::new(|b| UpdatePlanInput::read(b).err().unwrap_or_default())),
+        ("PricesReplace", Box::new(|b| read_prices(b).err().unwrap_or_default())),
         ("WorkspaceUpdate", Box::new(|b| UpdateWorkspaceInput::read(b).err().unwrap_or_default())),
     ];
     for (name, read) in readers {

@@ -38,6 +38,8 @@ fn least_role(method: &str, path: &str) -> Option<Role> {
         ("GET /plans/{id}", Some(Role::Platform)),
         ("PUT /plans/{id}", Some(Role::Platform)),
         ("DELETE /plans/{id}", Some(Role::Platform)),
+        ("GET /prices", Some(Role::Platform)),
+        ("PUT /prices", Some(Role::Platform)),
         ("GET /audit", Some(Role::Admin)),
         ("POST /reload", Some(Role::Platform)),
         ("GET /healthz", None),
@@ -60,6 +62,7 @@ fn body_of(method: &str, path: &str) -> Value {
         }
         ("POST", "/endusers/import") => json!({"end_users": [{"other_id": "imported by b"}]}),
         ("POST", "/plans") => json!({"id": "made", "api_ops_rate_limit": 1, "end_user_quota": 1}),
+        ("PUT", "/prices") => json!({"prices": [{"model": "m", "input": "1", "output": "2"}]}),
         ("PUT", "/plans/{id}") => json!({"description": "changed"}),
         ("PUT", "/workspaces/{id}") => json!({"name": "changed"}),
         _ => Value::Null,

@@ -24,6 +24,7 @@ mod listen;
 mod logs;
 mod nodes;
 mod partitions;
+mod prices;
 mod retention;
 mod rollups;
 mod schema;

@@ -3,6 +3,7 @@
 //! The same for every backend; must not know SQL dialects. The column lists are macros, so that `concat!` accepts them.
 
 use super::fields::{RowReader, int};
+use super::prices;
 use super::rollup::{LatencySketch, RollupTotals};
 use super::rules::{self, DeletedKey};
 use super::sums::read_sums;
@@ -14,7 +15,7 @@ use crate::model::key::Per;
 use crate::model::key::{Ceilings, Key, KeyDetails, Plan};
 use crate::model::usage::{UsageRecord, UsageSubject, UsageTotals};
 use crate::store::{AuditRecord, Change, Credential, EndUserRecord, KeyChange, KeyRecord, SecretId};
-use crate::store::{LogCursor, NodeRow, PlanRecord, StoreError, UsagePoint, Version};
+use crate::store::{LogCursor, NodeRow, PlanRecord, PriceList, StoreError, UsagePoint, Version};
 use crate::store::{UsageGroup, UsageGroupName, UsageGroupTotal, UsageTotal, WorkspaceRecord, Written};
 use serde_json::Value;
 use smallvec::SmallVec;
@@ -173,6 +174,12 @@ pub(in crate::store) fn sound_plan_record(f: &mut RowReader<'_>) -> Result<Optio
     sound("plans", f, read_plan_record)
 }
 
+/// `entries` and `updated_at`.
+pub(in crate::store) fn read_price_list(f: &mut RowReader<'_>) -> Result<PriceList, StoreError> {
+    let prices = f.read("entries", prices::from_column)?;
+    Ok(PriceList { prices, updated_at: Some(f.instant("updated_at")?) })
+}
+
 /// The columns for [`read_workspace`].
 macro_rules! workspace_columns {
     () => {
@@ -288,6 +295,11 @@ pub(in crate::store) const SOURCES: &[FeedQuery] = &[
         table: "plans",
         sql: "SELECT id, version, id FROM plans WHERE version > $1 AND deleted_at IS NOT NULL ORDER BY version",
         read: |f| Ok(Change::PlanRemoved(f.parsed("id")?)),
+    },
+    FeedQuery {
+        table: "prices",
+        sql: "SELECT one, version, entries FROM prices WHERE version > $1 ORDER BY version",
+        read: |f| Ok(Change::Prices(f.read("entries", prices::from_column)?)),
     },
 ];
 

@@ -5,6 +5,7 @@ pub(super) mod fields;
 pub mod groups;
 pub(super) mod logs;
 pub mod migrate;
+pub(super) mod prices;
 pub(super) mod retention;
 pub mod rollup;
 pub(super) mod rules;

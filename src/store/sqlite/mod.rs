@@ -19,6 +19,7 @@ mod ledger;
 mod logs;
 mod nodes;
 mod open;
+mod prices;
 mod retention;
 mod rollups;
 mod row;

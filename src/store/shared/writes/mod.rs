@@ -8,6 +8,7 @@
 
 pub(in crate::store) mod end_users;
 pub(in crate::store) mod keys;
+pub(in crate::store) mod prices;
 pub(in crate::store) mod tenants;
 
 use super::rules::{AuditFields, AuditLine};

@@ -1,0 +1,7 @@
+-- Prices of models, all in one row: they are replaced as a whole.
+CREATE TABLE prices (
+    one        BIGINT PRIMARY KEY CHECK (one = 1),
+    entries    TEXT NOT NULL,                   -- JSON: [{"model","input","cached","cache_write","output","reasoning","tiers"}]
+    updated_at BIGINT NOT NULL,
+    version    BIGINT NOT NULL
+);
