@@ -11,7 +11,7 @@ use super::upgrade::UpgradeState;
 use super::watched::{StartFile, WatchedFiles};
 use super::{CoreServices, StartError, components, create_plans, restart_only, upstreams};
 use crate::admin::{Reload, ReloadError, Reloaded};
-use crate::config::{Config, UpstreamConfig};
+use crate::config::{Config, CredentialConfig, CredentialSecret, UpstreamConfig};
 use crate::policy::routing::route::{BadRoute, RouteTable};
 use crate::proxy::RoutingSnapshot;
 use crate::proxy::upstream::{Upstream, UpstreamSettings, maintain};
@@ -169,8 +169,11 @@ impl Reloader {
     /// Replaces upstreams whose certificates or keys have changed. Returns what is wrong with those that cannot be used.
     async fn refresh_upstreams(&self) -> Vec<String> {
         let mut in_force = self.running.lock().await;
-        let has_files =
-            |u: &UpstreamConfig| u.tls.as_ref().is_some_and(|t| t.ca_file.is_some() || t.client.is_some());
+        let has_files = |u: &UpstreamConfig| {
+            let is_file = |c: &CredentialConfig| matches!(c.secret, CredentialSecret::File(_));
+            u.tls.as_ref().is_some_and(|t| t.ca_file.is_some() || t.client.is_some())
+                || u.credentials.iter().any(is_file)
+        };
         // A process that is being replaced leaves this to the new one, which reads all files itself.
         if self.upgrade_state.is_upgrading() || !in_force.config.upstreams.iter().any(has_files) {
             return Vec::new();
@@ -181,8 +184,7 @@ impl Reloader {
             Some((Err(wrong), _)) => return wrong,
             None => return vec![NOT_READ.to_owned()],
         };
-        let is_same =
-            |(t, s): (&ManagedUpstream, &UpstreamSettings)| t.upstream.settings.protocol.is_same(&s.protocol);
+        let is_same = |(t, s): (&ManagedUpstream, &UpstreamSettings)| has_same_files(&t.upstream.settings, s);
         if in_force.upstreams.iter().zip(&settings).all(is_same) {
             return Vec::new();
         }
@@ -192,7 +194,7 @@ impl Reloader {
         };
         let next = self.upstreams(&config, settings, &in_force.upstreams).await;
         self.put_in_force(&mut in_force, config, routes, next);
-        tracing::info!("certificates of upstreams reloaded");
+        tracing::info!("changed files of upstreams reloaded");
         Vec::new()
     }
 
@@ -289,8 +291,8 @@ impl Reloader {
         let mut new = Vec::new();
         for (upstream, settings) in config.upstreams.iter().zip(settings) {
             let before = old.iter().find(|t| t.config.name == upstream.name);
-            if let Some(same) = before
-                .filter(|t| t.config == *upstream && t.upstream.settings.protocol.is_same(&settings.protocol))
+            if let Some(same) =
+                before.filter(|t| t.config == *upstream && has_same_files(&t.upstream.settings, &settings))
             {
                 next.push(Arc::clone(&same.upstream));
                 continue;
@@ -303,6 +305,11 @@ impl Reloader {
         upstreams::find_servers(&new).await;
         next
     }
+}
+
+/// Whether nothing has changed in the files that the settings of an upstream were made from.
+fn has_same_files(one: &UpstreamSettings, other: &UpstreamSettings) -> bool {
+    one.protocol.is_same(&other.protocol) && one.credentials == other.credentials
 }
 
 #[async_trait]

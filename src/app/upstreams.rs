@@ -1,16 +1,23 @@
 //! Sets up upstreams from the config.
 
-use crate::config::{Config, HealthCheck, HealthConfig, ServerConfig, TlsConfig, UpstreamConfig};
+use super::read_secret_value;
+use crate::config::{
+    Config, CredentialConfig, CredentialSecret, HealthCheck, HealthConfig, ServerConfig, TlsConfig,
+    UpstreamConfig,
+};
 use crate::fileio;
+use crate::policy::upstream::credential::UpstreamCredential;
 use crate::policy::upstream::health::ProbeRule;
 use crate::policy::upstream::retry::RetryBudgetRule;
 use crate::proxy::upstream::{
     ConcurrencyLimits, HttpProbe, Probe, ServerSpec, Timeouts, Upstream, UpstreamProtocol, UpstreamSettings,
     UpstreamTls, UpstreamTlsFiles,
 };
+use http::HeaderValue;
 use std::path::Path;
 use std::sync::Arc;
 use tokio::task::JoinSet;
+use zeroize::Zeroizing;
 
 /// Resolves the names of all their servers, before the first request.
 pub(super) async fn find_servers(upstreams: &[Arc<Upstream>]) {
@@ -27,7 +34,8 @@ pub(super) fn settings(config: &Config) -> Result<Vec<UpstreamSettings>, Vec<Str
     let mut mistakes = Vec::new();
     for (n, upstream) in config.upstreams.iter().enumerate() {
         let tls = upstream.tls.as_ref().map(|t| tls(n, t, &mut mistakes));
-        all.push(settings_of(upstream, tls.flatten()));
+        let credentials = credentials(n, &upstream.credentials, &mut mistakes);
+        all.push(UpstreamSettings { credentials, ..settings_of(upstream, tls.flatten()) });
     }
     if mistakes.is_empty() { Ok(all) } else { Err(mistakes) }
 }
@@ -63,7 +71,47 @@ fn settings_of(u: &UpstreamConfig, tls: Option<UpstreamTls>) -> UpstreamSettings
         budget: RetryBudgetRule { percent: u.retry.budget_percent, per_second: u.retry.budget_per_second },
         probe: probe(&u.health),
         eject: u.eject,
+        credentials: Box::default(),
     }
+}
+
+/// The credentials of the `n`-th upstream, without those that cannot be used, which are mistakes.
+fn credentials(
+    n: usize,
+    configured: &[CredentialConfig],
+    mistakes: &mut Vec<String>,
+) -> Box<[UpstreamCredential]> {
+    let mut all = Vec::with_capacity(configured.len());
+    for (place, config) in configured.iter().enumerate() {
+        let value = match &config.secret {
+            CredentialSecret::File(path) => read_secret_value(path).map_err(|error| error.to_string()),
+            CredentialSecret::Variable { text: Some(text), .. } => Ok(Zeroizing::new(text.clone())),
+            CredentialSecret::Variable { name, text: None } => Err(format!("the variable {name} is not set")),
+        };
+        match value.and_then(|secret| field_value(config.scheme.as_deref(), &secret)) {
+            Ok(value) => all.push(UpstreamCredential {
+                workspace: config.workspace.clone(),
+                metadata: config
+                    .metadata
+                    .as_ref()
+                    .map(|(name, value)| (name.as_str().into(), value.as_str().into())),
+                header: config.header.clone(),
+                value,
+            }),
+            Err(why) => mistakes.push(format!("upstreams[{n}].credentials[{place}]: {why}")),
+        }
+    }
+    all.into()
+}
+
+fn field_value(scheme: Option<&str>, secret: &str) -> Result<HeaderValue, String> {
+    let text =
+        Zeroizing::new(scheme.map_or_else(|| secret.to_owned(), |scheme| format!("{scheme} {secret}")));
+    let fits = text.bytes().all(|b| b.is_ascii_graphic() || b == b' ');
+    let value = HeaderValue::from_str(&text).ok().filter(|_| fits && !secret.is_empty());
+    let mut value = value.ok_or("the secret must be visible ASCII characters")?;
+    value.set_sensitive(true);
+    Ok(value)
 }
 
 /// 0: no limit.

@@ -6,6 +6,7 @@
 //! used at all.
 
 mod acme;
+mod credential;
 mod defaults;
 mod did_you_mean;
 mod end_user;
@@ -27,6 +28,7 @@ mod upstream;
 mod validate;
 
 pub use acme::AcmeConfig;
+pub use credential::{CredentialConfig, CredentialSecret};
 pub use error::{ConfigError, Mistake};
 pub use introspection::IntrospectionConfig;
 pub use telemetry::TelemetryConfig;
@@ -123,7 +125,7 @@ impl Config {
 pub fn known_keys() -> Vec<KnownKey> {
     // Keys become known when they are read, and those of tables only if there is a table.
     let (table, _) = DeTable::parse_recoverable(
-        "plans.NAME.limits = [{}]\nupstreams = [{}]\nroutes = [{}]\nprices = [{ tiers = [{}] }]\n",
+        "plans.NAME.limits = [{}]\nupstreams = [{ credentials = [{}] }]\nroutes = [{}]\nprices = [{ tiers = [{}] }]\n",
     );
     let mut reading = ConfigReader::new("", &[]);
     Section::root(&mut reading, table.get_ref(), file::read);

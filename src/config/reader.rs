@@ -2,6 +2,7 @@
 //!
 //! Must not know: which keys there are, or how their values are read.
 
+use super::credential::VARIABLES as CREDENTIALS;
 use super::did_you_mean::did_you_mean;
 use super::error::{ConfigError, Mistake};
 use super::types::KnownKey;
@@ -84,6 +85,16 @@ impl<'a> ConfigReader<'a> {
         self.found(path, SourceLocation::Variable(name.clone()));
         self.used.insert(name);
         value(text).map_err(|bad| self.complain(path, bad.to_string())).ok()
+    }
+
+    /// The value of the variable `name`, which holds a credential.
+    pub(super) fn credential(&mut self, name: &str) -> Option<&'a str> {
+        let text = self.variables.get(name).copied()?;
+        value(text).map_err(|bad| self.tell_of_variable(name, &bad.to_string())).ok()
+    }
+
+    fn tell_of_variable(&mut self, name: &str, message: &str) {
+        self.tell(Mistake { place: name.to_owned(), line: None, message: message.to_owned() });
     }
 
     /// Notes that a key was read.
@@ -171,7 +182,7 @@ impl<'a> ConfigReader<'a> {
         self.places.contains_key(path)
     }
 
-    /// Reports variables that override nothing, except `others`, which belong to the program.
+    /// Reports variables that override nothing, except `others`, which belong to the program, and those with credentials.
     pub(super) fn close_variables(&mut self, others: &[&str]) {
         for name in others {
             let Some(text) = self.variables.get(name).copied() else { continue };
@@ -185,7 +196,10 @@ impl<'a> ConfigReader<'a> {
             .iter()
             .map(|(name, value)| (*name, *value))
             .filter(|(name, value)| {
-                !self.used.contains(*name) && !others.contains(name) && !is_service_link(name, value)
+                !self.used.contains(*name)
+                    && !others.contains(name)
+                    && !name.starts_with(CREDENTIALS)
+                    && !is_service_link(name, value)
             })
             .collect();
         for (name, _) in unused {

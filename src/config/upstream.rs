@@ -2,6 +2,7 @@
 //!
 //! Must not know: routes. Dependencies between keys of a group are checked here, too.
 
+use super::credential::{self, CredentialConfig, CredentialFile, credential};
 use super::reader::ConfigReader;
 use super::rule::{DurationRange, Flag, Integer, OrEmpty, OrZero, ParsedText, Word, quote};
 use super::section::Section;
@@ -23,6 +24,8 @@ const EJECT_DEFAULT: EjectRule = EjectRule {
     longest: Duration::from_mins(5),
     share_percent: 50,
 };
+/// Most credentials of an upstream.
+const CREDENTIALS_MAX: usize = 1_000;
 /// Most servers of an upstream.
 const SERVERS_MAX: usize = 256;
 
@@ -69,6 +72,8 @@ pub struct UpstreamConfig {
     pub health: HealthConfig,
     /// Ejection of servers that fail requests.
     pub eject: EjectRule,
+    /// Credentials for the backend, in the order in which they are tried.
+    pub credentials: Vec<CredentialConfig>,
 }
 
 /// One entry of `servers`. Displayed as written: `host:port`, or `host:port weight=3`.
@@ -151,6 +156,7 @@ pub(super) struct UpstreamFile {
     pub(super) name: Option<String>,
     pub(super) config: UpstreamConfig,
     tls: TlsFile,
+    credentials: Vec<Option<CredentialFile>>,
 }
 
 /// `[upstreams.tls]`, parsed.
@@ -190,9 +196,11 @@ pub(super) fn upstream(s: &mut Section<'_, '_>) -> UpstreamFile {
         retry: s.table("retry", retry),
         health: s.table("health", health),
         eject: s.table("eject", eject),
+        credentials: Vec::new(),
     };
     let tls = s.table("tls", tls);
-    UpstreamFile { name, config, tls }
+    let credentials = s.tables("credentials", CREDENTIALS_MAX, credential);
+    UpstreamFile { name, config, tls, credentials }
 }
 
 fn tls(s: &mut Section<'_, '_>) -> TlsFile {
@@ -250,6 +258,7 @@ fn eject(s: &mut Section<'_, '_>) -> EjectRule {
 pub(super) fn checked(n: usize, file: UpstreamFile, reading: &mut ConfigReader<'_>) -> UpstreamConfig {
     let mut upstream = file.config;
     upstream.tls = checked_tls(n, file.tls, reading);
+    upstream.credentials = credential::checked(n, file.credentials, reading);
     check(n, &upstream, reading);
     upstream
 }
@@ -430,6 +439,7 @@ impl UpstreamConfig {
             retry: RetryConfig::default(),
             health: HealthConfig::default(),
             eject: EJECT_DEFAULT,
+            credentials: Vec::new(),
         }
     }
 }

@@ -35,13 +35,16 @@ pub struct Key {
     pub end_user: Option<Box<str>>,
 }
 
+/// Entries of a key's metadata as text, by name.
+pub type PlainMetadata = Box<[(Box<str>, Box<str>)]>;
+
 /// What backends may be told about a key, besides what decisions need.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyDetails {
     /// Who created it.
     pub created_by: Arc<str>,
     /// The entries of its metadata that are texts, numbers or flags, as text.
-    pub metadata: Box<[(Box<str>, Box<str>)]>,
+    pub metadata: PlainMetadata,
 }
 
 /// The limits configured on a key. Contract 4.3.

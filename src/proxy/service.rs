@@ -9,7 +9,7 @@ use super::message::headers::{ForwardContext, X_REQUEST_ID, clean_trailers, end_
 use super::message::ratelimit::{self};
 use super::observe::access::AccessLogLine;
 use super::observe::traces::trace_of;
-use super::request::attempt::{AttemptError, ForwardError, RetryFacts, restart_read_timeout};
+use super::request::attempt::{AttemptError, ForwardError, RetryFacts, restart_read_timeout, upstream_of};
 use super::request::body::forward_part;
 use super::request::forward;
 use super::request::preflight::Preflighted;
@@ -468,6 +468,7 @@ impl Proxy {
             admission: ctx.admission.as_ref(),
             is_preflight: ctx.keyless.as_ref().is_some_and(KeylessPermit::is_preflight),
             route: ctx.route.as_ref().filter(|_| is_admitted)?,
+            credentials: upstream_of(ctx).map_or(&[][..], |upstream| &upstream.settings.credentials),
             request_id: &ctx.request_id,
             address: ctx.address,
             trusted: ctx.connection.as_ref().is_some_and(|c| self.trusted.contains(c.client())),

@@ -69,6 +69,18 @@ fn each_mistake_of_an_upstream_is_told() {
             "4:12 upstreams[0].protocol: must be http1 or http2: without TLS nobody tells which HTTP a server speaks",
         ),
         (
+            "credentials = [{}]",
+            "4:16 upstreams[0].credentials[0].secret_file: must be set, unless secret_env is",
+        ),
+        (
+            "credentials = [{ secret_file = \"a\", secret_env = \"KEYGATE_CREDENTIAL_A\" }]",
+            "4:50 upstreams[0].credentials[0].secret_env: must be \"\" while secret_file is set; only one of them counts",
+        ),
+        (
+            "credentials = [{ secret_env = \"HOME\" }]",
+            "4:31 upstreams[0].credentials[0].secret_env: must be the name of a variable that begins with KEYGATE_CREDENTIAL_, in A-Z 0-9 _, or \"\" for none",
+        ),
+        (
             "[upstreams.tls]\nca_file = \"ca.pem\"",
             "4:1 upstreams[0].tls.enabled: must be true, as other keys of this table are set",
         ),

@@ -1,5 +1,6 @@
 //! Servers of an upstream: load balancing, health, retries.
 
 pub mod balance;
+pub mod credential;
 pub mod health;
 pub mod retry;

@@ -7,6 +7,7 @@ use crate::policy::http::trace::TraceContext;
 use crate::policy::keys::claims::{CLAIMS, dashed, is_claim, prefix};
 use crate::policy::keys::credential::SecretPlace;
 use crate::policy::routing::route::Route;
+use crate::policy::upstream::credential::UpstreamCredential;
 use http::HeaderMap;
 use http::header::{
     AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, HOST, HeaderName, HeaderValue, PROXY_AUTHENTICATE, TE,
@@ -73,6 +74,8 @@ pub(in crate::proxy) struct ForwardContext<'r> {
     pub is_preflight: bool,
     /// The route.
     pub route: &'r Route,
+    /// The credentials of the upstream.
+    pub credentials: &'r [UpstreamCredential],
     /// The request id.
     pub request_id: &'r HeaderValue,
     /// The client's address.
@@ -110,6 +113,7 @@ impl HeaderPolicy {
         if !context.route.keep_credential {
             self.remove_credential(fields, &context.route.secret_from);
         }
+        authenticate(fields, context);
         let mut values = ValueBuffer::new(ADDED_BYTES);
         match context.admission {
             Some(admission) => {
@@ -221,6 +225,19 @@ fn identify(
         fields.insert(X_KEYGATE_END_USER_OTHER_ID, values.text(&escaped(name)).take()?);
     }
     Ok(())
+}
+
+/// Sets the credential for the backend. What a client sent in the fields of credentials is removed, whichever it gets.
+fn authenticate(fields: &mut impl EditFields, context: &ForwardContext<'_>) {
+    for credential in context.credentials {
+        fields.remove(&credential.header);
+    }
+    let entry = context.admission.map(Admission::entry);
+    let key = entry.map(|entry| (&entry.key.workspace_id, &entry.details));
+    let found = context.credentials.iter().find(|credential| credential.is_for(key));
+    if let Some(credential) = found.filter(|_| !context.is_preflight) {
+        fields.insert(credential.header.clone(), credential.value.clone());
+    }
 }
 
 /// The entries of the key's metadata that the route names, as far as the key has them.

@@ -27,6 +27,7 @@ pub use streams::UpstreamStream;
 use crate::clock::{Clock, Now};
 use crate::metrics::Metrics;
 use crate::policy::upstream::balance::{Balancer, Balancing, Candidate};
+use crate::policy::upstream::credential::UpstreamCredential;
 use crate::policy::upstream::health::{EjectRule, ProbeRule};
 use crate::policy::upstream::retry::{RetryBudget, RetryBudgetRule};
 use arc_swap::ArcSwap;
@@ -95,6 +96,8 @@ pub struct UpstreamSettings {
     pub probe: Option<Probe>,
     /// Ejection of servers that fail requests.
     pub eject: EjectRule,
+    /// Credentials for the backend: a request gets the first that is for its key.
+    pub credentials: Box<[UpstreamCredential]>,
 }
 
 /// A configured server.

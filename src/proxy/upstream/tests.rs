@@ -36,6 +36,7 @@ fn settings(names: usize) -> UpstreamSettings {
         budget: RetryBudgetRule { percent: 0, per_second: 1 },
         probe: None,
         eject: EjectRule { after: 1, first: second, longest: second * 60, share_percent: 50 },
+        credentials: Box::default(),
     }
 }
 

@@ -12,7 +12,7 @@ use crate::model::calendar::Calendar;
 use crate::model::digest::Digest;
 use crate::model::id::{AuditId, EndUserId, KeyId, RequestId};
 use crate::model::key::Per;
-use crate::model::key::{Ceilings, Key, KeyDetails, Plan};
+use crate::model::key::{Ceilings, Key, KeyDetails, PlainMetadata, Plan};
 use crate::model::usage::{UsageRecord, UsageSubject, UsageTotals};
 use crate::store::{AuditRecord, Change, Credential, EndUserRecord, KeyChange, KeyRecord, SecretId};
 use crate::store::{LogCursor, NodeRow, PlanRecord, PriceList, StoreError, UsagePoint, Version};
@@ -374,7 +374,7 @@ fn read_key_change(f: &mut RowReader<'_>) -> Result<Change, StoreError> {
 }
 
 /// The entries of a key's metadata that are texts, numbers or flags, as text; others cannot be told in a header.
-fn plain_metadata(json: &str) -> serde_json::Result<Box<[(Box<str>, Box<str>)]>> {
+fn plain_metadata(json: &str) -> serde_json::Result<PlainMetadata> {
     let all: serde_json::Map<String, Value> = serde_json::from_str(json)?;
     let plain = all.into_iter().filter_map(|(name, value)| match value {
         Value::String(text) => Some((name.into(), text.into())),

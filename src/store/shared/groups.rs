@@ -38,12 +38,13 @@ pub struct GroupWindow {
     pub name: Vec<u8>,
 }
 
-/// The totals of `records` by group. A record that has no route, no model or no end user is in no such group.
+/// The totals of `records` by group. A record that has no route, no model or no end user is in no such group, and one
+/// without a key in none.
 pub fn tally_groups<'a>(
     records: impl IntoIterator<Item = &'a UsageRecord>,
 ) -> BTreeMap<GroupWindow, UsageSums> {
     let mut days = HashMap::<_, UsageSums>::new();
-    for record in records {
+    for record in records.into_iter().filter(|record| record.workspace_id != *WorkspaceId::none()) {
         let day = WindowWidth::Day.start(record.at);
         for (kind, name) in groups_of(record) {
             days.entry((&record.workspace_id, kind, name, day)).or_default().add(record);
