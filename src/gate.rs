@@ -180,7 +180,7 @@ impl Gate {
     /// up, it is refused, and its body is not buffered.
     pub fn hold(&self, permit: Permit, now: Now) -> Result<(Permit, InFlightGuard), Box<Denied>> {
         let entry = permit.entry();
-        let plan = entry.workspace.plan();
+        let plan = entry.workspace.plan(now.wall);
         let held = self.counters.hold(&charge_of(entry, &entry.limits(&plan), &plan), now);
         drop(plan);
         match held {
@@ -219,7 +219,7 @@ impl Gate {
         let Some(name) = end_user else {
             return Ok(Admission { presented, charged, end_user: None });
         };
-        let quota = entry.workspace.plan().plan.end_user_quota;
+        let quota = entry.workspace.plan(now.wall).plan.end_user_quota;
         match self.end_users.admit(&entry.workspace.id, &name, self.keyring.version(), quota).await {
             Ok(id) => Ok(Admission { presented, charged, end_user: Some((id, name)) }),
             Err(denial) => {
@@ -230,7 +230,7 @@ impl Gate {
     }
 
     async fn charge(&self, entry: &Entry, now: Now) -> Result<Charged, ChargeError> {
-        let plan = entry.workspace.plan();
+        let plan = entry.workspace.plan(now.wall);
         self.counters.admit(&charge_of(entry, &entry.limits(&plan), &plan), now).await
     }
 

@@ -45,6 +45,7 @@ const LAYERS: [(&str, &[&str]); 4] = [
             "reload",
             "usage",
             "usage_totals",
+            "grants",
             "workspaces",
             "outside",
             "router",

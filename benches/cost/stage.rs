@@ -157,7 +157,7 @@ impl Stage {
     /// Charges three limits and ends the request.
     pub(crate) fn charge(&self, number: usize) -> Charged {
         let entry = &self.known[number % KEYS];
-        let plan = entry.workspace.plan();
+        let plan = entry.workspace.plan(self.clock.now().wall);
         let none = Limits::new();
         let charge = Charge {
             key: entry.key.id,

@@ -11,6 +11,7 @@ use super::propagation::{Spread, WaitParams, WaitQuery, spread};
 use super::schema::{CountWord, KeyCreate, KeyRegenerate, KeyTypeWord, KeyUpdate, PerWord};
 use crate::clock::Timestamp;
 use crate::model::fault::Fault;
+use crate::model::grant::raised;
 use crate::model::id::{KeyId, WorkspaceId};
 use crate::model::key::{Ceiling, Ceilings, Key, KeyType, Plan};
 use crate::policy::keys::secret::{Pepper, Secret};
@@ -379,13 +380,14 @@ pub(super) async fn find(admin: &Admin, workspace: &WorkspaceId, id: KeyId) -> R
     found.ok_or_else(|| AdminError::of(Fault::KeyNotFound))
 }
 
-/// The plan that a workspace is on.
+/// The plan that a workspace is on, raised by its grants.
 pub(super) async fn plan_of(admin: &Admin, workspace: &WorkspaceId) -> Result<Plan, AdminError> {
     let store = &admin.deps.store;
     let tenant = admin.ask(Fault::NotFound, store.workspace(workspace)).await?;
     let tenant = tenant.ok_or_else(|| AdminError::of(Fault::NotFound))?;
     let plan = admin.ask(Fault::NotFound, store.plan(&tenant.plan_id)).await?;
-    plan.map(|record| record.plan).ok_or_else(|| AdminError::of(Fault::NotFound))
+    let plan = plan.ok_or_else(|| AdminError::of(Fault::NotFound))?.plan;
+    Ok(raised(&plan, &tenant.grants, admin.now()))
 }
 
 fn issue(admin: &Admin, kind: KeyType) -> (Secret, IssuedCredential) {

@@ -20,7 +20,7 @@ const SCOPE: &str = r"^([A-Za-z0-9._:/-]{1,64}|[A-Za-z0-9._:/-]{0,63}\*)$";
 const INSTANT_MAX: i64 = 253_402_300_799_999;
 
 /// Request bodies; unknown fields in them are refused.
-const BODIES: [&str; 11] = [
+const BODIES: [&str; 12] = [
     "KeyCreate",
     "KeyUpdate",
     "KeyRegenerate",
@@ -30,6 +30,7 @@ const BODIES: [&str; 11] = [
     "PlanCreate",
     "PlanUpdate",
     "WorkspaceUpdate",
+    "GrantCreate",
     "Limit",
     "CalendarInput",
 ];
@@ -87,6 +88,7 @@ pub(super) fn complete(document: &mut Value) {
     }
     add(&mut schemas["KeyCreate"], key_create());
     add(&mut schemas["Limit"], limit());
+    add(&mut schemas["GrantCreate"], grant_create());
     schemas["Instant"] = instant();
 }
 
@@ -119,7 +121,16 @@ fn not_null(schema: &mut Value) {
 
 fn rule_of_parameter(path: &str, name: &str) -> Value {
     match name {
-        "id" if ["/workspaces/{id}", "/plans/{id}"].contains(&path) => json!({"pattern": ID}),
+        "id" if [
+            "/workspaces/{id}",
+            "/workspaces/{id}/grants",
+            "/workspaces/{id}/grants/{grant_id}",
+            "/plans/{id}",
+        ]
+        .contains(&path) =>
+        {
+            json!({"pattern": ID})
+        }
         "X-Workspace-Id" => json!({"pattern": ID}),
         "from" | "to" | "start_date" | "end_date" => {
             let Value::Object(mut rule) = instant() else { return Value::Null };
@@ -146,7 +157,7 @@ fn rule_of_field(body: &str, field: &str) -> Value {
     match (body, field) {
         ("WorkspaceUpdate", "name") => json!({"pattern": format!("^{PRINTABLE}*$")}),
         (_, "api_key") => json!({"pattern": "^[!-~]+$"}),
-        (_, "name") => json!({"pattern": format!("^{PRINTABLE}*{VISIBLE}{PRINTABLE}*$")}),
+        (_, "name" | "reason") => json!({"pattern": format!("^{PRINTABLE}*{VISIBLE}{PRINTABLE}*$")}),
         (_, "end_user") => json!({"pattern": format!("^{PRINTABLE}+$")}),
         (_, "description") => json!({"maxLength": 2_000, "pattern": r"^[^\u0000]*$"}),
         (_, "resource_id") => json!({"pattern": format!("^{VISIBLE}({PRINTABLE}*{VISIBLE})?$")}),
@@ -154,7 +165,12 @@ fn rule_of_field(body: &str, field: &str) -> Value {
         (_, "scopes") => json!({"uniqueItems": true, "items": {"type": "string", "pattern": SCOPE}}),
         (
             _,
-            "daily_request_limit" | "default_daily_request_limit" | "quota_limit" | "end_user_quota" | "max",
+            "daily_request_limit"
+            | "default_daily_request_limit"
+            | "quota_limit"
+            | "end_user_quota"
+            | "max"
+            | "amount",
         ) => {
             json!({"maximum": CEILING_MAX})
         }
@@ -196,6 +212,16 @@ fn key_create() -> Value {
         },
     });
     json!({"anyOf": implied.into_iter().map(holding).chain([service]).collect::<Vec<_>>()})
+}
+
+/// A grant names a measure and a window for `limits` only.
+fn grant_create() -> Value {
+    let named = json!({"properties": {"limit": {"enum": ["limits"]}}, "required": ["limit", "count", "per"]});
+    let other = json!({
+        "properties": {"limit": {"enum": ["api_ops_rate_limit", "end_user_quota"]}},
+        "not": {"anyOf": [{"required": ["count"]}, {"required": ["per"]}]},
+    });
+    json!({"anyOf": [named, other]})
 }
 
 /// A rate has another maximum than a number of requests.

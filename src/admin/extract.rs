@@ -8,7 +8,7 @@ use super::input::json::{self, BadJson};
 use super::input::{FieldError, INSTANT_ALLOWED, parse_instant, shown, unknown_field};
 use crate::clock::Timestamp;
 use crate::model::fault::Fault;
-use crate::model::id::KeyId;
+use crate::model::id::{GrantId, KeyId, WorkspaceId};
 use axum::body::{Body, HttpBody};
 use axum::extract::{FromRequest, FromRequestParts, Path, Request};
 use axum::http::request::Parts;
@@ -30,6 +30,12 @@ pub(super) struct OptionalObject(pub(super) Map<String, Value>);
 
 /// The last segment of a path, percent-decoded.
 pub(super) struct PathSegment(pub(super) String);
+
+/// A workspace and one of its grants, in a path.
+pub(super) struct GrantPath {
+    pub(super) workspace: WorkspaceId,
+    pub(super) grant: GrantId,
+}
 
 /// A type that can be parsed from a query.
 pub(super) trait FromParams: Sized {
@@ -153,6 +159,18 @@ impl FromRequestParts<AdminState> for PathSegment {
             Ok(Path(text)) => Ok(Self(text)),
             Err(_) => Err(AdminError::of(Fault::NotFound)),
         }
+    }
+}
+
+impl FromRequestParts<AdminState> for GrantPath {
+    type Rejection = AdminError;
+
+    async fn from_request_parts(parts: &mut Parts, admin: &AdminState) -> Result<Self, AdminError> {
+        let missing = || AdminError::of(Fault::NotFound);
+        let both = Path::<(String, String)>::from_request_parts(parts, admin).await;
+        let Path((workspace, grant)) = both.map_err(|_| missing())?;
+        let (workspace, grant) = (PathSegment(workspace), PathSegment(grant));
+        Ok(Self { workspace: workspace.id(Fault::NotFound)?, grant: grant.id(Fault::NotFound)? })
     }
 }
 

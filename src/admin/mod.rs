@@ -16,6 +16,7 @@ mod endusers;
 mod envelope;
 mod error;
 mod extract;
+mod grants;
 mod health;
 mod imports;
 pub mod input;

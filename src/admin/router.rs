@@ -4,8 +4,8 @@ use super::context::{self, Admin, AdminDeps, AdminState};
 use super::envelope;
 use super::error::AdminError;
 use super::{
-    apikeys, audit, document, endusers, health, imports, logs, lookup, outside, plans, prices, propagation,
-    reload, usage, usage_totals, workspaces,
+    apikeys, audit, document, endusers, grants, health, imports, logs, lookup, outside, plans, prices,
+    propagation, reload, usage, usage_totals, workspaces,
 };
 use crate::model::fault::Fault;
 use axum::Router;
@@ -93,6 +93,8 @@ fn urls() -> OpenApiRouter<AdminState> {
         .routes(routes!(endusers::get_end_user, endusers::delete_end_user))
         .routes(routes!(workspaces::list_workspaces))
         .routes(routes!(workspaces::get_workspace, workspaces::put_workspace, workspaces::delete_workspace))
+        .routes(routes!(grants::list_grants, grants::create_grant))
+        .routes(routes!(grants::delete_grant))
         .routes(routes!(plans::create_plan, plans::list_plans))
         .routes(routes!(plans::get_plan, plans::update_plan, plans::delete_plan))
         .routes(routes!(prices::get_prices, prices::put_prices))

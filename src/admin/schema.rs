@@ -251,6 +251,36 @@ pub(super) struct WorkspaceUpdate {
     plan_id: Option<String>,
 }
 
+/// A grant.
+#[derive(ToSchema)]
+pub(super) struct GrantCreate {
+    /// The limit of the plan.
+    limit: GrantedLimitWord,
+    /// What it counts; required for `limits`, else absent.
+    #[schema(nullable = false)]
+    count: Option<CountWord>,
+    /// Its window; required for `limits`, else absent.
+    #[schema(nullable = false)]
+    per: Option<PerWord>,
+    /// How much is added.
+    #[schema(minimum = 1)]
+    amount: u64,
+    /// Why.
+    #[schema(max_length = 255)]
+    reason: String,
+    /// The first instant at which it no longer counts; in the future.
+    until: Instant,
+}
+
+/// A limit of a plan: `limits` is the one of its `limits` with the same `count` and `per`.
+#[derive(ToSchema)]
+#[schema(rename_all = "snake_case")]
+pub(super) enum GrantedLimitWord {
+    ApiOpsRateLimit,
+    EndUserQuota,
+    Limits,
+}
+
 /// What a key is made for.
 #[derive(ToSchema)]
 #[schema(rename_all = "snake_case")]

@@ -10,6 +10,7 @@ use super::page::{Listed, PageParams, millis};
 use super::propagation::{Spread, WaitParams, WaitQuery, spread};
 use super::schema::{CountWord, PerWord, WorkspaceUpdate};
 use crate::model::fault::Fault;
+use crate::model::grant::{GrantedLimit, granted, raised};
 use crate::model::id::WorkspaceId;
 use crate::model::key::{Ceiling, Plan};
 use crate::model::usage::{UsageSubject, UsageTotals};
@@ -38,8 +39,10 @@ pub(super) struct WorkspaceView {
 pub(super) struct WorkspaceDetail {
     #[serde(flatten)]
     workspace: WorkspaceView,
-    /// The highest rate of one key, in requests per second.
+    /// The highest rate of one key, in requests per second, with what is granted.
     api_ops_rate_limit: u32,
+    /// How much of it is granted.
+    api_ops_rate_limit_granted: u64,
     /// Every quota of the plan: `end_user_quota` and its `limits`, except those per second.
     quotas: Vec<QuotaView>,
 }
@@ -59,7 +62,10 @@ pub(super) struct QuotaView {
     per: Option<&'static str>,
     /// The used amount, according to the ledger.
     used: u64,
+    /// The limit in force, with what is granted.
     limit: u64,
+    /// How much of it is granted.
+    granted: u64,
     /// Percentage of the limit, with two decimals; more than 100 after a plan was lowered.
     percentage: f64,
 }
@@ -139,10 +145,14 @@ pub(super) async fn get_workspace(
     let plan = admin.ask(Fault::NotFound, store.plan(&workspace.plan_id)).await?;
     let plan = plan.ok_or_else(|| AdminError::of(Fault::NotFound))?.plan;
     let subject = UsageSubject::Workspace(id);
-    let spent = admin.ask(Fault::NotFound, store.totals_of(&subject, admin.now(), plan.calendar)).await?;
+    let now = admin.now();
+    let spent = admin.ask(Fault::NotFound, store.totals_of(&subject, now, plan.calendar)).await?;
+    let plan = raised(&plan, &workspace.grants, now);
+    let granted = |limit| granted(&workspace.grants, limit, now);
     Ok(ApiResponse::ok(WorkspaceDetail {
         api_ops_rate_limit: plan.api_ops_rate_limit,
-        quotas: quotas(&plan, workspace.end_users, &spent),
+        api_ops_rate_limit_granted: granted(GrantedLimit::ApiOpsRateLimit),
+        quotas: quotas(&plan, workspace.end_users, &spent, granted),
         workspace: WorkspaceView::new(workspace),
     }))
 }
@@ -206,20 +216,27 @@ pub(super) async fn delete_workspace(
     Ok(ApiResponse::ok(DeletedWorkspace { keys: deleted.value, propagation }))
 }
 
-/// The usage of every quota of `plan`.
-fn quotas(plan: &Plan, end_users: u64, spent: &UsageTotals) -> Vec<QuotaView> {
-    let mut all = vec![QuotaView::new("end_user_quota", None, end_users, plan.end_user_quota)];
+/// The usage of every quota of `plan`, which contains what is granted.
+fn quotas(
+    plan: &Plan,
+    end_users: u64,
+    spent: &UsageTotals,
+    granted: impl Fn(GrantedLimit) -> u64,
+) -> Vec<QuotaView> {
+    let of_end_users = (plan.end_user_quota, granted(GrantedLimit::EndUserQuota));
+    let mut all = vec![QuotaView::new("end_user_quota", None, end_users, of_end_users)];
     for ceiling in &plan.limits {
         // A rate is no quota.
         let Some(n) = ceiling.per.window_index() else { continue };
-        all.push(QuotaView::new("limits", Some(ceiling), spent.used[n], ceiling.max));
+        let further = GrantedLimit::Further { count: ceiling.count, per: ceiling.per };
+        all.push(QuotaView::new("limits", Some(ceiling), spent.used[n], (ceiling.max, granted(further))));
     }
     all
 }
 
 impl QuotaView {
     #[expect(clippy::cast_precision_loss, reason = "a ratio of counts, to be looked at")]
-    fn new(name: &'static str, ceiling: Option<&Ceiling>, used: u64, limit: u64) -> Self {
+    fn new(name: &'static str, ceiling: Option<&Ceiling>, used: u64, (limit, granted): (u64, u64)) -> Self {
         let share = if limit == 0 { 1.0 } else { used as f64 / limit as f64 };
         Self {
             name,
@@ -227,6 +244,7 @@ impl QuotaView {
             per: ceiling.map(|c| c.per.as_str()),
             used,
             limit,
+            granted,
             percentage: (share * 10_000.0).round() / 100.0,
         }
     }
@@ -234,7 +252,7 @@ impl QuotaView {
 
 impl WorkspaceView {
     fn new(record: WorkspaceRecord) -> Self {
-        let WorkspaceRecord { id, name, plan_id, end_users, created_at, updated_at } = record;
+        let WorkspaceRecord { id, name, plan_id, end_users, grants: _, created_at, updated_at } = record;
         Self {
             id: id.to_string(),
             name,

@@ -7,7 +7,7 @@
 //! `keyring.max_stale` is used.
 //!
 //! ```text
-//! keygate keyring 3\n          or  keygate spending 3\n
+//! keygate keyring 4\n          or  keygate spending 4\n
 //! version of the pepper        4 bytes, little-endian as all numbers
 //! content                      rows of [`crate::store::snapshot`]; or two instants, then subjects with six counts each
 //! CRC-32 of all before         4
@@ -242,7 +242,7 @@ impl Write for Sealing<'_> {
 }
 
 fn head(kind: &str) -> String {
-    format!("keygate {kind} 3\n")
+    format!("keygate {kind} 4\n")
 }
 
 /// Keeps the counts that are still valid at another time: those of ended windows are dropped.

@@ -14,6 +14,7 @@ pub use feed::{BeforeReturn, FeedFollower, FeedOptions, NodeReporter};
 use crate::clock::{Now, Timestamp};
 use crate::model::calendar::Calendar;
 use crate::model::digest::Digest;
+use crate::model::grant::{Grant, next_end, raised};
 use crate::model::id::{KeyId, PlanId, WorkspaceId};
 use crate::model::key::{Key, KeyDetails, Plan};
 use crate::model::scope::Scopes;
@@ -95,13 +96,25 @@ pub struct Workspace {
     plan: ArcSwap<PlanInForce>,
 }
 
-/// A plan with the limits it sets on a workspace.
+/// A plan, raised by grants if there are any, with the limits it sets on a workspace.
 #[derive(Debug)]
 pub struct PlanInForce {
     /// The plan.
     pub plan: Plan,
     /// Limits for all keys of a workspace together.
     pub workspace_limits: Limits,
+    /// None: no grants, and all workspaces on the plan share this.
+    raise: Option<Raise>,
+}
+
+/// What raises the plan of a workspace.
+#[derive(Debug)]
+struct Raise {
+    /// The plan as it is for others.
+    base: Arc<PlanInForce>,
+    grants: Arc<[Grant]>,
+    /// The first instant at which something else is in force.
+    until: Option<Timestamp>,
 }
 
 /// A key found by a digest.
@@ -212,7 +225,7 @@ impl Keyring {
 
     /// The calendar of a key's or a workspace's plan.
     pub fn calendar_of(&self, subject: &UsageSubject) -> Calendar {
-        let calendar = |workspace: &Workspace| workspace.plan().plan.calendar;
+        let calendar = |workspace: &Workspace| workspace.plan.load().plan.calendar;
         let found = match subject {
             UsageSubject::Key(id) => self.by_id.get(id).map(|entry| calendar(&entry.workspace)),
             UsageSubject::Workspace(id) => self.workspaces.get(id).map(|workspace| calendar(&workspace)),
@@ -222,7 +235,7 @@ impl Keyring {
 
     /// The calendars of all workspaces with another than the default calendar.
     pub fn calendars(&self) -> HashMap<WorkspaceId, Calendar> {
-        let all = self.workspaces.iter().map(|w| (w.id.clone(), w.plan().plan.calendar));
+        let all = self.workspaces.iter().map(|w| (w.id.clone(), w.plan.load().plan.calendar));
         all.filter(|(_, calendar)| *calendar != Calendar::UTC).collect()
     }
 
@@ -295,7 +308,8 @@ impl Keyring {
         }
         let workspaces: Vec<_> = self.workspaces.iter().map(|entry| Arc::clone(entry.value())).collect();
         for workspace in workspaces {
-            each(&|row| snapshot::put_workspace(&workspace.id, &workspace.plan().plan.id, row))?;
+            let plan = workspace.plan.load();
+            each(&|row| snapshot::put_workspace(&workspace.id, &plan.plan.id, plan.grants(), row))?;
         }
         let prices = Arc::clone(&self.prices());
         if !prices.is_empty() {
@@ -341,8 +355,8 @@ impl Keyring {
             Change::PlanRemoved(id) => {
                 self.plans().remove(&id);
             }
-            Change::Workspace { id, plan_id } => {
-                self.put_workspace(&id, &plan_id)?;
+            Change::Workspace { id, plan_id, grants } => {
+                self.put_workspace(&id, &plan_id, grants)?;
                 self.broken_rows().on_present(&MissingReference::Workspace(id));
             }
             // Its keys were removed before.
@@ -372,22 +386,30 @@ impl Keyring {
 
     fn put_plan(&self, plan: Plan) {
         let id = plan.id.clone();
-        let in_force = Arc::new(PlanInForce { workspace_limits: workspace_limits(&plan), plan });
+        let in_force = Arc::new(PlanInForce::new(plan));
         self.plans().insert(id.clone(), Arc::clone(&in_force));
         for workspace in &self.workspaces {
-            if workspace.plan.load().plan.id == id {
-                workspace.plan.store(Arc::clone(&in_force));
+            let before = workspace.plan.load();
+            if before.plan.id == id {
+                let grants = before.raise.as_ref().map(|raise| Arc::clone(&raise.grants));
+                workspace.plan.store(PlanInForce::with(&in_force, grants));
             }
         }
     }
 
-    fn put_workspace(&self, id: &WorkspaceId, plan_id: &PlanId) -> Result<(), Box<Unapplied>> {
+    fn put_workspace(
+        &self,
+        id: &WorkspaceId,
+        plan_id: &PlanId,
+        grants: Box<[Grant]>,
+    ) -> Result<(), Box<Unapplied>> {
         let Some(plan) = self.plans().get(plan_id).cloned() else {
             let why = format!("it is on the plan {plan_id}, which is not there");
             let lacks = Some(MissingReference::Plan(plan_id.clone()));
             let digests = SmallVec::new();
             return Err(Box::new(Unapplied { what: "workspaces", id: id.to_string(), why, lacks, digests }));
         };
+        let plan = PlanInForce::with(&plan, (!grants.is_empty()).then(|| grants.into()));
         if let Some(known) = self.workspaces.get(id) {
             known.plan.store(plan);
             return Ok(());
@@ -508,9 +530,40 @@ impl Default for Keyring {
 }
 
 impl Workspace {
-    /// Its current plan.
-    pub fn plan(&self) -> Guard<Arc<PlanInForce>> {
-        self.plan.load()
+    /// Its plan at the instant `at`, with the grants that are in force.
+    pub fn plan(&self, at: Timestamp) -> Guard<Arc<PlanInForce>> {
+        loop {
+            let held = self.plan.load();
+            let is_over = |raise: &&Raise| raise.until.is_some_and(|until| until <= at);
+            let Some(raise) = held.raise.as_ref().filter(is_over) else { return held };
+            // A grant has ended since the last request, or this is the first. What the feed has applied meanwhile stays.
+            let raised = Arc::new(PlanInForce::raised(&raise.base, Arc::clone(&raise.grants), at));
+            self.plan.compare_and_swap(&held, raised);
+        }
+    }
+}
+
+impl PlanInForce {
+    fn new(plan: Plan) -> Self {
+        Self { workspace_limits: workspace_limits(&plan), plan, raise: None }
+    }
+
+    /// `base`, to be raised by `grants` when it is first used.
+    fn with(base: &Arc<Self>, grants: Option<Arc<[Grant]>>) -> Arc<Self> {
+        let Some(grants) = grants else { return Arc::clone(base) };
+        let raise = Raise { base: Arc::clone(base), grants, until: Some(Timestamp::from_micros(i64::MIN)) };
+        Arc::new(Self { raise: Some(raise), ..Self::new(base.plan.clone()) })
+    }
+
+    /// `base`, raised by the grants that are in force at the instant `at`.
+    fn raised(base: &Arc<Self>, grants: Arc<[Grant]>, at: Timestamp) -> Self {
+        let (plan, until) = (raised(&base.plan, &grants, at), next_end(&grants, at));
+        let raise = Raise { base: Arc::clone(base), grants, until };
+        Self { raise: Some(raise), ..Self::new(plan) }
+    }
+
+    fn grants(&self) -> &[Grant] {
+        self.raise.as_ref().map_or(&[], |raise| &raise.grants)
     }
 }
 

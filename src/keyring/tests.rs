@@ -20,7 +20,11 @@ fn plan(rate: u32) -> Change {
 }
 
 fn workspace() -> Change {
-    Change::Workspace { id: "w".parse().expect("an id"), plan_id: "default".parse().expect("an id") }
+    Change::Workspace {
+        id: "w".parse().expect("an id"),
+        plan_id: "default".parse().expect("an id"),
+        grants: Box::default(),
+    }
 }
 
 fn credential(byte: u8, valid_until: Option<Timestamp>) -> Credential {
@@ -83,17 +87,14 @@ pub(super) fn entry(number: u16) -> Entry {
     else {
         unreachable!("it makes a key")
     };
-    let plan = PlanInForce {
-        plan: Plan {
-            id: "p".parse().expect("an id"),
-            api_ops_rate_limit: 1,
-            end_user_quota: 1,
-            default_daily_request_limit: None,
-            limits: Box::default(),
-            calendar: Calendar::UTC,
-        },
-        workspace_limits: Limits::new(),
-    };
+    let plan = PlanInForce::new(Plan {
+        id: "p".parse().expect("an id"),
+        api_ops_rate_limit: 1,
+        end_user_quota: 1,
+        default_daily_request_limit: None,
+        limits: Box::default(),
+        calendar: Calendar::UTC,
+    });
     let workspace = Workspace { id: key.workspace_id.clone(), plan: ArcSwap::from_pointee(plan) };
     Entry { key, details, workspace: Arc::new(workspace), credentials, version }
 }
@@ -226,7 +227,7 @@ fn a_lowered_plan_rules_keys_that_are_held_already() {
     let ring = keyring(vec![plan(100), workspace(), key(id, 1, &[credential(1, None)])]);
     let rate = || {
         let found = ring.find(&Digest([1; 32]), NOW).expect("the key");
-        found.presented.entry.limits(&found.presented.entry.workspace.plan())[0].max()
+        found.presented.entry.limits(&found.presented.entry.workspace.plan(Timestamp::from_secs(1)))[0].max()
     };
     assert_eq!(rate(), 50);
     ring.apply(plan(10));
@@ -368,4 +369,46 @@ async fn a_store_that_has_gone_back_is_believed_and_its_new_changes_are_seen() {
     let next = [before[..3].to_vec(), vec![(4, key(kept, 4, &[credential(4, None)]))]].concat();
     following.holds(next).await;
     assert!(opens(&following.keyring, 4, NOW) && !opens(&following.keyring, 1, NOW));
+}
+
+#[test]
+fn grants_raise_a_plan_until_each_ends_and_survive_a_change_of_the_plan() {
+    let grant = |amount, until| Grant {
+        id: crate::model::id::GrantId::new(Timestamp::from_secs(1)),
+        limit: crate::model::grant::GrantedLimit::EndUserQuota,
+        amount,
+        reason: "r".into(),
+        created_by: "ada".into(),
+        created_at: Timestamp::from_secs(1),
+        until: Timestamp::from_secs(until),
+    };
+    let id: WorkspaceId = "w".parse().expect("an id");
+    let ring = keyring(vec![plan(10)]);
+    let put = |grants: Box<[Grant]>| {
+        let change = Change::Workspace { id: id.clone(), plan_id: "default".parse().expect("an id"), grants };
+        assert!(ring.apply(change).is_none());
+    };
+    put([grant(5, 20), grant(7, 10)].into());
+    let held = Arc::clone(ring.workspaces.get(&id).expect("it is there").value());
+    let quota = |secs| held.plan(Timestamp::from_secs(secs)).plan.end_user_quota;
+    let base = held.plan.load().plan.end_user_quota;
+    assert_eq!([9, 10, 19, 20].map(quota), [base + 12, base + 5, base + 5, base]);
+    // A new plan, and a start in the middle.
+    ring.apply(plan(11));
+    assert_eq!([9, 10].map(quota), [base + 12, base + 5]);
+    let mut rows = Vec::new();
+    ring.snapshot::<()>(&mut |put| {
+        put(&mut rows);
+        Ok(())
+    })
+    .expect("written");
+    let other = Keyring::new();
+    snapshot::read(&rows, |change| assert!(other.apply(change).is_none())).expect("whole");
+    let again =
+        other.workspaces.get(&id).expect("it is there").plan(Timestamp::from_secs(9)).plan.end_user_quota;
+    assert_eq!(again, base + 12);
+    // Without grants, the plan is shared again.
+    put(Box::default());
+    assert_eq!(quota(9), base);
+    assert!(held.plan.load().raise.is_none());
 }

@@ -60,6 +60,10 @@ uuid_id!(
     RequestId: request_id
 );
 uuid_id!(
+    /// Id of a grant.
+    GrantId
+);
+uuid_id!(
     /// Id of a line of the audit log.
     AuditId
 );

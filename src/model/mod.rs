@@ -5,6 +5,7 @@
 pub mod calendar;
 pub mod digest;
 pub mod fault;
+pub mod grant;
 pub mod id;
 pub mod key;
 pub mod outage;

@@ -27,7 +27,8 @@ pub use usage::*;
 
 use crate::clock::Timestamp;
 use crate::model::calendar::Calendar;
-use crate::model::id::{EndUserId, KeyId, PlanId, RequestId, WorkspaceId};
+use crate::model::grant::Grant;
+use crate::model::id::{EndUserId, GrantId, KeyId, PlanId, RequestId, WorkspaceId};
 use crate::policy::prices::ModelPrice;
 use async_trait::async_trait;
 use std::fmt;
@@ -235,6 +236,24 @@ pub trait Tenants: Send + Sync + 'static {
         by: &Actor,
         at: Timestamp,
     ) -> Result<Written<WorkspaceRecord>, StoreError>;
+
+    /// Adds to a limit of a workspace's plan. `NotFound`, `Invalid` if the plan has no such limit, or there are too many grants.
+    async fn create_grant(
+        &self,
+        workspace: &WorkspaceId,
+        grant: Grant,
+        by: &Actor,
+        at: Timestamp,
+    ) -> Result<Written<Grant>, StoreError>;
+
+    /// Removes a grant at once, also one that has ended. `NotFound`.
+    async fn delete_grant(
+        &self,
+        workspace: &WorkspaceId,
+        id: GrantId,
+        by: &Actor,
+        at: Timestamp,
+    ) -> Result<Written<()>, StoreError>;
 
     /// Deletes a workspace, its end users and, with `force`, its keys as [`Keys::delete_key`] does. Usage and the audit trail
     /// stay as long as retention keeps them. Returns how many keys were deleted. `NotFound`, `WorkspaceInUse` if it has

@@ -4,6 +4,7 @@ use super::Version;
 use crate::clock::Timestamp;
 use crate::model::calendar::Calendar;
 use crate::model::digest::Digest;
+use crate::model::grant::Grant;
 use crate::model::id::{AuditId, EndUserId, KeyId, PlanId, WorkspaceId, fill_random};
 use crate::model::key::{Ceiling, Key, KeyDetails, KeyType, Plan};
 use crate::model::scope::Scopes;
@@ -209,6 +210,8 @@ pub struct WorkspaceRecord {
     pub plan_id: PlanId,
     /// Number of its end users.
     pub end_users: u64,
+    /// What is added to its plan's limits, oldest first; also grants that have ended.
+    pub grants: Box<[Grant]>,
     /// When it was created.
     pub created_at: Timestamp,
     /// When it was last changed.
@@ -262,6 +265,8 @@ pub enum Change {
         id: WorkspaceId,
         /// Its plan.
         plan_id: PlanId,
+        /// What is added to the plan's limits.
+        grants: Box<[Grant]>,
     },
     /// A deleted workspace.
     WorkspaceRemoved(WorkspaceId),

@@ -6,9 +6,9 @@
 
 use super::shared::decode::SOURCES;
 use super::shared::fields::{RowColumns, RowReader, int};
-use super::shared::prices;
-use super::shared::rules;
+use super::shared::{grants, prices, rules};
 use super::{Change, Credential, Credentials, StoreError, Version};
+use crate::model::grant::Grant;
 use crate::model::id::{PlanId, WorkspaceId};
 use crate::model::key::{Key, KeyDetails, Plan};
 use crate::policy::prices::ModelPrice;
@@ -42,9 +42,9 @@ pub fn put_plan(plan: &Plan, out: &mut Vec<u8>) {
 }
 
 /// Adds a workspace. Its plan must come before.
-pub fn put_workspace(id: &WorkspaceId, plan: &PlanId, out: &mut Vec<u8>) {
-    let id = || Value::Text(id.as_str());
-    put(1, &[id(), Value::Int(1), id(), Value::Text(plan.as_str())], out);
+pub fn put_workspace(id: &WorkspaceId, plan: &PlanId, grants: &[Grant], out: &mut Vec<u8>) {
+    let (id, grants) = (|| Value::Text(id.as_str()), grants::to_json(grants).to_string());
+    put(1, &[id(), Value::Int(1), id(), Value::Text(plan.as_str()), Value::Text(&grants)], out);
 }
 
 /// Adds a key. Its workspace must come before.
@@ -237,8 +237,9 @@ mod tests {
     use crate::clock::Timestamp;
     use crate::model::calendar::Calendar;
     use crate::model::digest::Digest;
-    use crate::model::id::KeyId;
-    use crate::model::key::{Ceilings, KeyType};
+    use crate::model::grant::GrantedLimit;
+    use crate::model::id::{GrantId, KeyId};
+    use crate::model::key::{Ceilings, Count, KeyType, Per};
     use crate::policy::prices::Rates;
     use crate::store::{KeyChange, SecretId};
     use smallvec::SmallVec;
@@ -286,12 +287,24 @@ mod tests {
             calendar: Calendar { month_day: 15, ..Calendar::UTC },
         };
         let workspace: WorkspaceId = "w".parse().expect("an id");
+        let grant = |limit| Grant {
+            id: GrantId::new(Timestamp::from_secs(1)),
+            limit,
+            amount: 5,
+            reason: "a \"reason\"".into(),
+            created_by: "ada".into(),
+            created_at: Timestamp::from_micros(1_000_001),
+            until: Timestamp::from_micros(2_000_003),
+        };
+        let month = GrantedLimit::Further { count: Count::Requests, per: Per::Month };
+        let limits = [GrantedLimit::ApiOpsRateLimit, GrantedLimit::EndUserQuota, month];
+        let grants: Box<[Grant]> = limits.map(grant).into();
         let mut bytes = Vec::new();
         put_plan(&plan, &mut bytes);
-        put_workspace(&workspace, &plan.id, &mut bytes);
+        put_workspace(&workspace, &plan.id, &grants, &mut bytes);
         let mut expected = vec![
             format!("{:?}", Change::Plan(plan.clone())),
-            format!("{:?}", Change::Workspace { id: workspace, plan_id: plan.id }),
+            format!("{:?}", Change::Workspace { id: workspace, plan_id: plan.id, grants }),
         ];
         for at in [1, 2] {
             let (key, credentials) = key(at);

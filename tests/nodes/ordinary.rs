@@ -69,6 +69,29 @@ fn a_workspace_deleted_on_one_node_is_closed_on_the_other_when_the_call_returns(
 }
 
 #[test]
+fn a_grant_made_on_one_node_is_in_force_on_all() {
+    let more = "[plans.default]\napi_ops_rate_limit = 1000\nend_user_quota = 10\nlimits = [{ count = \"requests\", per = \"total\", max = 1 }]\n";
+    let url = wait(Server::shared().database());
+    let Pair { first, second, _origin } = pair_with([&url, &url], more);
+    let key = first.create_key(json!({}));
+    let admitted = |node: &Gateway| node.get("/v1/app/x", &key.secret).status == 200;
+    // Each node counts by itself here: one request on each.
+    eventually_true("the other node knows the key", || admitted(&second));
+    assert!(!admitted(&second));
+    let body = json!({"limit": "limits", "count": "requests", "per": "total", "amount": 1, "reason": "r", "until": 4_000_000_000_u64});
+    let grant = first.managed("POST", "/workspaces/default/grants", Some(&body));
+    eventually_true("the grant is in force on the other node", || admitted(&second));
+    assert!(!admitted(&second));
+    // On this one, at once; and until it is taken back.
+    assert_eq!([admitted(&first), admitted(&first), admitted(&first)], [true, true, false]);
+    let uri = format!("/workspaces/default/grants/{}", grant["id"].as_str().unwrap());
+    let shown = || first.managed("GET", "/workspaces/default", None)["quotas"][1].clone();
+    assert_eq!((&shown()["limit"], &shown()["granted"]), (&json!(2), &json!(1)));
+    first.managed("DELETE", &uri, None);
+    assert_eq!((&shown()["limit"], &shown()["granted"]), (&json!(1), &json!(0)));
+}
+
+#[test]
 fn a_restored_key_has_spent_on_every_node_what_the_ledger_knows() {
     let url = wait(Server::shared().database());
     let Pair { first, second, _origin } = pair(&url);

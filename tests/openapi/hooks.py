@@ -32,6 +32,11 @@ def before_call(context, case, kwargs):
         case.path_parameters["id"] = "another"
     if isinstance(case.body, dict):
         settle_body(case.body)
+        # The plan has no limit of a window, and grants end in the future.
+        if case.path == "/workspaces/{id}/grants":
+            case.body.update(limit="end_user_quota", until=FUTURE)
+            case.body.pop("count", None)
+            case.body.pop("per", None)
         if case.path == "/apikeys/{id}" and isinstance(case.body.get("scopes"), list):
             settle_scopes(case.body["scopes"])
         # The rate of the plan that keys are held to.

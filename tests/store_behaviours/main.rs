@@ -92,7 +92,10 @@ macro_rules! behaviours {
                 workspaces_are_listed_newest_first
                 a_workspace_with_keys_is_deleted_by_force_only
                 a_deleted_workspace_comes_back_only_when_somebody_says_so
-                a_plan_that_keeps_no_deleted_keys_keeps_none_of_a_workspace;
+                a_plan_that_keeps_no_deleted_keys_keeps_none_of_a_workspace
+                grants_add_up_end_by_themselves_and_can_be_taken_back
+                a_granted_rate_allows_keys_above_the_plan
+                a_grant_is_for_a_limit_of_the_plan_and_there_are_not_too_many;
             end_users:
                 a_known_end_user_is_the_same_again
                 a_full_plan_admits_the_known_only

@@ -140,7 +140,12 @@ fn describe(change: &Change) -> String {
         Change::Plan(plan) => format!("plan {}", plan.id),
         Change::PlanRemoved(id) => format!("plan {id} removed"),
         Change::WorkspaceRemoved(id) => format!("workspace {id} removed"),
-        Change::Workspace { id, plan_id } => format!("workspace {id} on {plan_id}"),
+        Change::Workspace { id, plan_id, grants } if grants.is_empty() => {
+            format!("workspace {id} on {plan_id}")
+        }
+        Change::Workspace { id, plan_id, grants } => {
+            format!("workspace {id} on {plan_id} with {} grants", grants.len())
+        }
         Change::Key(key) => format!("key {}", key.key.id),
         Change::KeyRemoved { id, .. } => format!("key {id} removed"),
         Change::EndUserRemoved { workspace_id, other_id } => {

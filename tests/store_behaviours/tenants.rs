@@ -1,7 +1,11 @@
 //! Plans and workspaces.
 
-use crate::place::{Place, T0, after, everything, new_key, page, plan, plan_id, someone, workspace_id};
+use crate::place::{
+    PLAN_RATE, Place, T0, after, everything, new_key, page, plan, plan_id, someone, workspace_id,
+};
 use keygate::model::calendar::{Calendar, WeekDay, zone};
+use keygate::model::grant::{GRANTS_MAX, Grant, GrantedLimit};
+use keygate::model::id::GrantId;
 use keygate::model::key::{Ceiling, Count, Per};
 use keygate::store::{
     AuditFilter, EndUserAdmission, KeyFilter, KeyPatch, PlanPatch, PlanRecord, StoreError, WorkspacePatch,
@@ -155,6 +159,7 @@ pub(crate) async fn a_workspace_is_made_once(place: Place) {
         name: String::new(),
         plan_id: a,
         end_users: 0,
+        grants: Box::default(),
         created_at: T0,
         updated_at: T0,
     };
@@ -267,6 +272,7 @@ pub(crate) async fn a_deleted_workspace_comes_back_only_when_somebody_says_so(pl
         name: String::new(),
         plan_id: gold,
         end_users: 0,
+        grants: Box::default(),
         created_at: after(2),
         updated_at: after(2),
     };
@@ -297,4 +303,94 @@ pub(crate) async fn a_plan_that_keeps_no_deleted_keys_keeps_none_of_a_workspace(
         .unwrap();
     let error = place.restore_key(&w, key.key.id, &[1], &someone(), after(3)).await.unwrap_err();
     assert!(matches!(error, StoreError::NotRestorable(_) | StoreError::NotFound("key")), "{error}");
+}
+
+fn grant(limit: GrantedLimit, amount: u64, until: u64) -> Grant {
+    Grant {
+        id: GrantId::new(T0),
+        limit,
+        amount,
+        reason: "a \"launch\" 中".into(),
+        created_by: "ada".into(),
+        created_at: T0,
+        until: after(until),
+    }
+}
+
+pub(crate) async fn grants_add_up_end_by_themselves_and_can_be_taken_back(place: Place) {
+    let w = place.tenant("w1").await;
+    let patch = PlanPatch { end_user_quota: Some(1), ..PlanPatch::default() };
+    place.update_plan(&plan_id("basic"), patch, &someone(), T0).await.unwrap();
+    let before = place.version().await.unwrap();
+    let [one, two] = [grant(GrantedLimit::EndUserQuota, 1, 10), grant(GrantedLimit::EndUserQuota, 2, 20)];
+    for one in [&one, &two] {
+        let written = place.create_grant(&w, one.clone(), &someone(), T0).await.unwrap();
+        assert_eq!((&written.value, written.version), (one, place.version().await.unwrap()));
+    }
+    let stored = place.workspace(&w).await.unwrap().unwrap();
+    assert_eq!(*stored.grants, [one.clone(), two.clone()]);
+    assert_eq!(place.feed(before).await, ["workspace w1 on basic with 2 grants"]);
+    // A change of the workspace keeps them.
+    let named = WorkspacePatch { name: Some("W".into()), plan_id: None };
+    let put = place.put_workspace(&w, named, &plan_id("basic"), &someone(), T0).await.unwrap();
+    assert_eq!(put.value.grants, stored.grants);
+
+    let room = async |name: &str, seconds| match place.admit_end_user(&w, name, after(seconds)).await.unwrap()
+    {
+        EndUserAdmission::Admitted(_) => None,
+        EndUserAdmission::Full { quota } => Some(quota),
+    };
+    for name in ["a", "b", "c", "d"] {
+        assert_eq!(room(name, 9).await, None, "{name}");
+    }
+    assert_eq!(room("e", 9).await, Some(4));
+    assert_eq!(room("e", 10).await, Some(3));
+    assert_eq!(room("e", 20).await, Some(1));
+    // Who is there stays.
+    assert_eq!(room("d", 20).await, None);
+    place.delete_grant(&w, two.id, &someone(), after(5)).await.unwrap();
+    assert_eq!(room("e", 9).await, Some(2));
+    let error = place.delete_grant(&w, two.id, &someone(), after(5)).await.unwrap_err();
+    assert!(matches!(error, StoreError::NotFound("grant")), "{error}");
+    let error = place.create_grant(&workspace_id("none"), one, &someone(), T0).await.unwrap_err();
+    assert!(matches!(error, StoreError::NotFound("workspace")), "{error}");
+    let lines = place.audit(Some(&w), &AuditFilter::default(), everything()).await.unwrap().items;
+    let actions: Vec<_> =
+        lines.iter().map(|line| &*line.action).filter(|a| a.starts_with("grant.")).collect();
+    assert_eq!(actions, ["grant.delete", "grant.create", "grant.create"]);
+    assert_eq!((&lines[0].changes["amount"], &lines[0].target), (&json!(2), &two.id.to_string()));
+}
+
+pub(crate) async fn a_granted_rate_allows_keys_above_the_plan(place: Place) {
+    let w = place.tenant("w1").await;
+    let above = || {
+        let mut key = new_key(&w, "fast");
+        key.key.ceilings.rate_limit = PLAN_RATE + 1;
+        key
+    };
+    let error = place.create_key(above(), &someone(), after(1)).await.unwrap_err();
+    assert!(matches!(error, StoreError::RateAbovePlan { limit: PLAN_RATE, .. }), "{error}");
+    let rate = grant(GrantedLimit::ApiOpsRateLimit, 1, 10);
+    place.create_grant(&w, rate, &someone(), T0).await.unwrap();
+    place.create_key(above(), &someone(), after(1)).await.unwrap();
+    let error = place.create_key(above(), &someone(), after(10)).await.unwrap_err();
+    assert!(matches!(error, StoreError::RateAbovePlan { limit: PLAN_RATE, .. }), "{error}");
+}
+
+pub(crate) async fn a_grant_is_for_a_limit_of_the_plan_and_there_are_not_too_many(place: Place) {
+    let w = place.tenant("w1").await;
+    let month = GrantedLimit::Further { count: Count::Requests, per: Per::Month };
+    let error = place.create_grant(&w, grant(month, 1, 10), &someone(), T0).await.unwrap_err();
+    assert!(matches!(error, StoreError::Invalid { field: "limit", .. }), "{error}");
+    let monthly = [Ceiling { count: Count::Requests, per: Per::Month, max: 5 }].into();
+    let patch = PlanPatch { limits: Some(monthly), ..PlanPatch::default() };
+    place.update_plan(&plan_id("basic"), patch, &someone(), T0).await.unwrap();
+    for _ in 0..GRANTS_MAX {
+        place.create_grant(&w, grant(month, 1, 10), &someone(), T0).await.unwrap();
+    }
+    let error = place.create_grant(&w, grant(month, 1, 20), &someone(), after(9)).await.unwrap_err();
+    assert!(matches!(error, StoreError::Invalid { .. }), "{error}");
+    // Those that have ended make room.
+    place.create_grant(&w, grant(month, 1, 20), &someone(), after(10)).await.unwrap();
+    assert_eq!(place.workspace(&w).await.unwrap().unwrap().grants.len(), 1);
 }

@@ -19,7 +19,7 @@ pub(crate) use fields::{shown, unknown_field};
 pub use import::{ImportBody, ImportKeyInput, ImportedKey, read_imported_end_user};
 pub use instant::{INSTANT_ALLOWED, parse_instant};
 pub use key::{CreateKeyInput, UpdateKeyInput, read_grace_period, read_lookup};
-pub use plan::{CreatePlanInput, UpdatePlanInput, UpdateWorkspaceInput};
+pub use plan::{CreateGrantInput, CreatePlanInput, UpdatePlanInput, UpdateWorkspaceInput};
 pub use prices::read_prices;
 
 use crate::model::digest::Digest;

@@ -3,8 +3,9 @@
 use super::fields::{FieldError, InputFields};
 use super::rules;
 use crate::clock::Timestamp;
-use crate::model::id::PlanId;
-use crate::model::key::{CEILING_MAX, DAILY_DEFAULT, DELETED_KEYS_DAYS_DEFAULT, Plan};
+use crate::model::grant::{Grant, GrantedLimit};
+use crate::model::id::{GrantId, PlanId};
+use crate::model::key::{CEILING_MAX, Count, DAILY_DEFAULT, DELETED_KEYS_DAYS_DEFAULT, Per, Plan};
 use crate::store::{PlanPatch, PlanRecord, WorkspacePatch};
 use serde_json::{Map, Value};
 
@@ -24,6 +25,15 @@ pub struct UpdatePlanInput(PlanPatch);
 /// A requested workspace, or a change of one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct UpdateWorkspaceInput(WorkspacePatch);
+
+/// A requested grant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CreateGrantInput {
+    limit: GrantedLimit,
+    amount: u64,
+    reason: String,
+    until: Timestamp,
+}
 
 // === impl CreatePlanInput ===
 
@@ -111,5 +121,54 @@ impl UpdateWorkspaceInput {
     /// The change.
     pub fn into_patch(self) -> WorkspacePatch {
         self.0
+    }
+}
+
+// === impl CreateGrantInput ===
+
+impl CreateGrantInput {
+    /// Reads `body`; on failure returns every mistake.
+    pub fn read(body: &Map<String, Value>, now: Timestamp) -> Result<Self, Vec<FieldError>> {
+        let mut fields = InputFields::of(body);
+        let limit = fields.required("limit", |value| match value.as_str() {
+            Some(word) if GrantedLimit::WORDS.contains(&word) => Ok(word.to_owned()),
+            _ => Err(format!("must be one of: {}", GrantedLimit::WORDS.join(", ")).into()),
+        });
+        let limit = match limit.as_deref() {
+            Some("api_ops_rate_limit") => Some(GrantedLimit::ApiOpsRateLimit),
+            Some("end_user_quota") => Some(GrantedLimit::EndUserQuota),
+            // These fields of other limits are unknown.
+            Some(_) => {
+                let (count, per) = (
+                    fields.required("count", rules::word::<Count>),
+                    fields.required("per", rules::word::<Per>),
+                );
+                count.zip(per).map(|(count, per)| GrantedLimit::Further { count, per })
+            }
+            None => None,
+        };
+        let amount = fields.required("amount", rules::ceiling);
+        let reason = fields.required("reason", rules::name);
+        let until = fields.required("until", rules::future_or(now, None));
+        match (limit, amount, reason, until, fields.finish()) {
+            (Some(limit), Some(amount), Some(reason), Some(until), errors) if errors.is_empty() => {
+                Ok(Self { limit, amount, reason, until })
+            }
+            (.., errors) => Err(errors),
+        }
+    }
+
+    /// The grant by `subject`, as it is stored at the instant `at`.
+    pub fn into_grant(self, subject: &str, at: Timestamp) -> Grant {
+        let Self { limit, amount, reason, until } = self;
+        Grant {
+            id: GrantId::new(at),
+            limit,
+            amount,
+            reason,
+            created_by: subject.to_owned(),
+            created_at: at,
+            until,
+        }
     }
 }

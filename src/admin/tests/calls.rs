@@ -316,6 +316,78 @@ async fn plans_are_created_changed_and_deleted_once_no_workspace_uses_them() {
 }
 
 #[tokio::test]
+async fn grants_are_part_of_what_a_workspace_may_use_until_they_end() {
+    let (api, own) = api_and_token().await;
+    let platform = api.token("-", Role::Platform);
+    api.key(&own, "k").await;
+    let monthly = json!({"limits": [{"count": "requests", "per": "month", "max": 100}]});
+    assert_eq!(api.call(&platform, "PUT", "/plans/default", monthly).await.status, 200);
+    let uri = "/workspaces/ws-a/grants";
+    let soon = NOW.as_millis() + 60_000;
+    let grant = async |body: Value| api.call(&platform, "POST", uri, body).await;
+    let mut made = Vec::new();
+    for (limit, amount, until) in [
+        (json!({"limit": "end_user_quota"}), 10, soon),
+        (json!({"limit": "end_user_quota"}), 20, soon + 1),
+        (json!({"limit": "limits", "count": "requests", "per": "month"}), 50, soon),
+        (json!({"limit": "api_ops_rate_limit"}), 5, soon),
+    ] {
+        let mut body = json!({"amount": amount, "reason": "a launch", "until": until});
+        body.as_object_mut().expect("an object").extend(limit.as_object().expect("an object").clone());
+        let reply = grant(body).await;
+        assert_eq!(reply.status, 201, "{}", reply.text);
+        assert_eq!(
+            (&reply.data()["is_active"], &reply.data()["created_by"]),
+            (&json!(true), &json!("user-1"))
+        );
+        made.push(reply.data()["id"].as_str().expect("an id").to_owned());
+    }
+    // Limit and granted part of end users and of the month, and the rate with its granted part.
+    let seen = async || {
+        let data = api.call(&own, "GET", "/workspaces/ws-a", Value::Null).await.data();
+        let of = |n: usize| {
+            let quota = &data["quotas"][n];
+            [&quota["limit"], &quota["granted"]].map(|v| v.as_u64().expect("a number"))
+        };
+        let rate = ["api_ops_rate_limit", "api_ops_rate_limit_granted"]
+            .map(|name| data[name].as_u64().expect("a number"));
+        [of(0), of(1), rate]
+    };
+    assert_eq!(seen().await, [[40, 30], [150, 50], [105, 5]]);
+    let faster = json!({"name": "fast", "scopes": [], "rate_limit": 105});
+    assert_eq!(api.call(&own, "POST", "/apikeys", faster).await.status, 200);
+    let taken = api.call(&platform, "DELETE", &format!("{uri}/{}", made[0]), Value::Null).await;
+    assert_eq!((taken.status.as_u16(), &taken.data()["id"]), (200, &json!(made[0])), "{}", taken.text);
+    assert_eq!(seen().await, [[30, 20], [150, 50], [105, 5]]);
+    api.clock.advance(Duration::from_mins(1));
+    assert_eq!(seen().await, [[30, 20], [100, 0], [100, 0]]);
+    api.clock.advance(Duration::from_millis(1));
+    assert_eq!(seen().await, [[10, 0], [100, 0], [100, 0]]);
+    let listed = api.call(&platform, "GET", uri, Value::Null).await.data();
+    let active: Vec<_> =
+        listed["items"].as_array().expect("a list").iter().map(|g| &g["is_active"]).collect();
+    assert_eq!(active, [&json!(false); 3]);
+
+    let wrong = grant(json!({"limit": "limits", "amount": 0, "until": 1, "reason": " ", "x": 1})).await;
+    let data = wrong.data();
+    let fields: Vec<_> =
+        data["errors"].as_array().expect("errors").iter().map(|e| e["field"].as_str()).collect();
+    assert_eq!(fields, ["count", "per", "amount", "reason", "until", "x"].map(Some), "{}", wrong.text);
+    let far = 4_000_000_000_u64;
+    for body in [
+        json!({"limit": "limits", "count": "requests", "per": "day", "amount": 1, "reason": "r", "until": far}),
+        json!({"limit": "end_user_quota", "per": "day", "amount": 1, "reason": "r", "until": far}),
+        json!({"limit": "other", "amount": 1, "reason": "r", "until": far}),
+    ] {
+        let reply = grant(body.clone()).await;
+        assert_eq!(reply.verdict(), (400, 1001, "validation_failed".into()), "{body}: {}", reply.text);
+    }
+    for (method, uri) in [("GET", "/workspaces/none/grants"), ("DELETE", "/workspaces/ws-a/grants/none")] {
+        assert_eq!(api.call(&platform, method, uri, Value::Null).await.status, 404, "{uri}");
+    }
+}
+
+#[tokio::test]
 async fn a_deleted_workspace_is_closed_to_its_tokens_and_open_to_the_platform() {
     let (api, own) = api_and_token().await;
     let platform = api.token("-", Role::Platform);

@@ -33,6 +33,9 @@ fn least_role(method: &str, path: &str) -> Option<Role> {
         ("GET /workspaces/{id}", Some(Role::Viewer)),
         ("PUT /workspaces/{id}", Some(Role::Platform)),
         ("DELETE /workspaces/{id}", Some(Role::Platform)),
+        ("GET /workspaces/{id}/grants", Some(Role::Platform)),
+        ("POST /workspaces/{id}/grants", Some(Role::Platform)),
+        ("DELETE /workspaces/{id}/grants/{grant_id}", Some(Role::Platform)),
         ("POST /plans", Some(Role::Platform)),
         ("GET /plans", Some(Role::Platform)),
         ("GET /plans/{id}", Some(Role::Platform)),
@@ -65,6 +68,9 @@ fn body_of(method: &str, path: &str) -> Value {
         ("PUT", "/prices") => json!({"prices": [{"model": "m", "input": "1", "output": "2"}]}),
         ("PUT", "/plans/{id}") => json!({"description": "changed"}),
         ("PUT", "/workspaces/{id}") => json!({"name": "changed"}),
+        ("POST", "/workspaces/{id}/grants") => {
+            json!({"limit": "end_user_quota", "amount": 1, "reason": "r", "until": 4_000_000_000_u64})
+        }
         _ => Value::Null,
     }
 }
@@ -194,7 +200,14 @@ async fn every_call_asks_for_its_role() {
             if path == "/apikeys/lookup" {
                 body["api_key"] = json!(things.secret);
             }
-            let reply = fresh.call(&token, &method, &path.replace("{id}", id), body).await;
+            let mut uri = path.replace("{id}", id);
+            if uri.contains("{grant_id}") {
+                let grants = "/workspaces/{id}/grants";
+                let body = body_of("POST", grants);
+                let made = fresh.call(&token, "POST", &grants.replace("{id}", id), body).await.data();
+                uri = uri.replace("{grant_id}", made["id"].as_str().expect("an id"));
+            }
+            let reply = fresh.call(&token, &method, &uri, body).await;
             // The plan has a workspace, and the workspace a key.
             let kept = method == "DELETE" && ["/plans/{id}", "/workspaces/{id}"].contains(&path.as_str());
             assert_eq!(reply.status.is_success(), !kept, "{method} {path} as {role}: {}", reply.text);

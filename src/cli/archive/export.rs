@@ -156,7 +156,7 @@ fn plan_line(record: PlanRecord) -> Value {
 }
 
 fn workspace_line(record: &WorkspaceRecord) -> Value {
-    let WorkspaceRecord { id, name, plan_id, end_users: _, created_at: _, updated_at: _ } = record;
+    let WorkspaceRecord { id, name, plan_id, end_users: _, grants: _, created_at: _, updated_at: _ } = record;
     json!({ "id": id.as_str(), "name": name, "plan_id": plan_id.as_str() })
 }
 

@@ -29,7 +29,7 @@ impl WriteTx for Tx<'_> {
         audit::add(self, version, by, at, line).await
     }
 
-    async fn plan_of(&self, workspace: &WorkspaceId) -> Result<Option<Plan>, StoreError> {
-        tenants::plan_of(self, workspace).await
+    async fn plan_of(&self, workspace: &WorkspaceId, at: Timestamp) -> Result<Option<Plan>, StoreError> {
+        tenants::plan_of(self, workspace, at).await
     }
 }

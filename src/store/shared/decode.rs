@@ -3,6 +3,7 @@
 //! The same for every backend; must not know SQL dialects. The column lists are macros, so that `concat!` accepts them.
 
 use super::fields::{RowReader, int};
+use super::grants;
 use super::prices;
 use super::rollup::{LatencySketch, RollupTotals};
 use super::rules::{self, DeletedKey};
@@ -183,7 +184,7 @@ pub(in crate::store) fn read_price_list(f: &mut RowReader<'_>) -> Result<PriceLi
 /// The columns for [`read_workspace`].
 macro_rules! workspace_columns {
     () => {
-        "id, name, plan_id, end_users, created_at, updated_at, version"
+        "id, name, plan_id, end_users, grants, created_at, updated_at, version"
     };
 }
 pub(in crate::store) use workspace_columns;
@@ -196,6 +197,7 @@ pub(in crate::store) fn read_workspace(
         name: f.text("name")?.to_owned(),
         plan_id: f.parsed("plan_id")?,
         end_users: f.int("end_users")?,
+        grants: f.read("grants", grants::from_json)?,
         created_at: f.instant("created_at")?,
         updated_at: f.instant("updated_at")?,
     };
@@ -255,9 +257,12 @@ pub(in crate::store) const SOURCES: &[FeedQuery] = &[
     },
     FeedQuery {
         table: "workspaces",
-        sql: "SELECT id, version, id, plan_id FROM workspaces
+        sql: "SELECT id, version, id, plan_id, grants FROM workspaces
               WHERE version > $1 AND deleted_at IS NULL ORDER BY version",
-        read: |f| Ok(Change::Workspace { id: f.parsed("id")?, plan_id: f.parsed("plan_id")? }),
+        read: |f| {
+            let (id, plan_id) = (f.parsed("id")?, f.parsed("plan_id")?);
+            Ok(Change::Workspace { id, plan_id, grants: f.read("grants", grants::from_json)? })
+        },
     },
     FeedQuery {
         table: "keys",

@@ -40,6 +40,7 @@ pub(in crate::store) const SQLITE: &[MigrationFile] = &[
     ("V7__deleted_workspaces", include_str!("../../../migrations/sqlite/0007_deleted_workspaces.sql")),
     ("V8__end_user_of_a_key", include_str!("../../../migrations/sqlite/0008_end_user_of_a_key.sql")),
     ("V9__prices", include_str!("../../../migrations/sqlite/0009_prices.sql")),
+    ("V10__grants", include_str!("../../../migrations/sqlite/0010_grants.sql")),
 ];
 
 /// The migrations of PostgreSQL: the same numbers and names.
@@ -56,6 +57,7 @@ pub(in crate::store) const POSTGRES: &[MigrationFile] = &[
     ("V7__deleted_workspaces", include_str!("../../../migrations/postgres/0007_deleted_workspaces.sql")),
     ("V8__end_user_of_a_key", include_str!("../../../migrations/postgres/0008_end_user_of_a_key.sql")),
     ("V9__prices", include_str!("../../../migrations/postgres/0009_prices.sql")),
+    ("V10__grants", include_str!("../../../migrations/postgres/0010_grants.sql")),
 ];
 
 /// A runner for `files`, which applies all pending ones in one transaction.

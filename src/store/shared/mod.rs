@@ -2,6 +2,7 @@
 
 pub(super) mod decode;
 pub(super) mod fields;
+pub(super) mod grants;
 pub mod groups;
 pub(super) mod logs;
 pub mod migrate;

@@ -6,7 +6,7 @@ use super::rollup::RollupTotals;
 use super::sums::UsageSums;
 use crate::clock::Timestamp;
 use crate::model::calendar::{self, Calendar, MONTH_DAY_MAX};
-use crate::model::id::{PlanId, WorkspaceId};
+use crate::model::id::WorkspaceId;
 use crate::model::key::{CEILING_MAX, CEILINGS_MAX, Ceiling, Key, KeyType, Plan};
 use crate::model::scope::Scopes;
 use crate::model::usage::UsageRecord;
@@ -263,11 +263,6 @@ pub(in crate::store) fn patched_workspace(
     after.updated_at = at;
     check_text("name", &after.name)?;
     Ok(after)
-}
-
-/// A new workspace without a name.
-pub(in crate::store) fn blank_workspace(id: WorkspaceId, plan_id: PlanId, at: Timestamp) -> WorkspaceRecord {
-    WorkspaceRecord { id, name: String::new(), plan_id, end_users: 0, created_at: at, updated_at: at }
 }
 
 // === secrets and peppers ===

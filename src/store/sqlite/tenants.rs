@@ -4,13 +4,14 @@ use super::writes::at_once;
 use super::{SqliteStore, StoreError};
 use super::{deleted_keys, end_users, row};
 use crate::clock::Timestamp;
-use crate::model::id::{PlanId, WorkspaceId};
+use crate::model::grant::Grant;
+use crate::model::id::{GrantId, PlanId, WorkspaceId};
 use crate::model::key::Plan;
-use crate::store::shared::decode::{plan_columns, plan_record_columns, read_plan, read_plan_record};
+use crate::store::shared::decode::{plan_columns, plan_record_columns, read_plan_record};
 use crate::store::shared::decode::{read_workspace, sound_plan_record, sound_workspace, workspace_columns};
-use crate::store::shared::rules;
 use crate::store::shared::writes::tenants::TenantRows;
 use crate::store::shared::writes::{self, Rows};
+use crate::store::shared::{grants, rules};
 use crate::store::{Actor, Page, PageRequest, PlanPatch, PlanRecord, Tenants, Version, Written};
 use crate::store::{WorkspacePatch, WorkspaceRecord};
 use async_trait::async_trait;
@@ -116,6 +117,29 @@ impl Tenants for SqliteStore {
         self.write(move |tx| at_once(writes::tenants::put_workspace(tx, id, patch, plan, &by, at))).await
     }
 
+    async fn create_grant(
+        &self,
+        workspace: &WorkspaceId,
+        grant: Grant,
+        by: &Actor,
+        at: Timestamp,
+    ) -> Result<Written<Grant>, StoreError> {
+        rules::check_text("reason", &grant.reason)?;
+        let (workspace, by) = (workspace.clone(), by.clone());
+        self.write(move |tx| at_once(writes::tenants::create_grant(tx, &workspace, grant, &by, at))).await
+    }
+
+    async fn delete_grant(
+        &self,
+        workspace: &WorkspaceId,
+        id: GrantId,
+        by: &Actor,
+        at: Timestamp,
+    ) -> Result<Written<()>, StoreError> {
+        let (workspace, by) = (workspace.clone(), by.clone());
+        self.write(move |tx| at_once(writes::tenants::delete_grant(tx, &workspace, id, &by, at))).await
+    }
+
     async fn delete_workspace(
         &self,
         id: &WorkspaceId,
@@ -218,18 +242,18 @@ impl TenantRows for Transaction<'_> {
                    VALUES (?1, ?2, ?3, 0, ?4, ?5, ?6)
                    ON CONFLICT (id) DO UPDATE SET name = excluded.name, plan_id = excluded.plan_id,
                        created_at = excluded.created_at, updated_at = excluded.updated_at,
-                       version = excluded.version, deleted_at = NULL";
+                       version = excluded.version, deleted_at = NULL, grants = '[]'";
         let (id, plan) = (record.id.as_str(), record.plan_id.as_str());
         let (created, updated) = (record.created_at.as_micros(), record.updated_at.as_micros());
         ready(row::change(self, sql, params![id, record.name, plan, created, updated, row::int(version.0)]))
     }
 
     fn update_workspace(&self, record: &WorkspaceRecord, version: Version) -> impl Rows<()> {
-        let sql =
-            "UPDATE workspaces SET name = ?2, plan_id = ?3, updated_at = ?4, version = ?5 WHERE id = ?1";
+        let sql = "UPDATE workspaces SET name = ?2, plan_id = ?3, grants = ?4, updated_at = ?5, version = ?6
+                   WHERE id = ?1";
         let (id, plan) = (record.id.as_str(), record.plan_id.as_str());
-        let updated = record.updated_at.as_micros();
-        ready(row::change(self, sql, params![id, record.name, plan, updated, row::int(version.0)]))
+        let (grants, updated) = (grants::to_json(&record.grants).to_string(), record.updated_at.as_micros());
+        ready(row::change(self, sql, params![id, record.name, plan, grants, updated, row::int(version.0)]))
     }
 
     fn bury_workspace(&self, id: &WorkspaceId, at: Timestamp, version: Version) -> impl Rows<()> {
@@ -270,15 +294,19 @@ fn plan_record(tx: &Transaction<'_>, id: &PlanId) -> Result<Option<PlanRecord>, 
     row::one(tx, sql, [id.as_str()], read_plan_record)
 }
 
-/// The plan of a workspace; none if there is no such workspace.
-pub(super) fn plan_of(tx: &Transaction<'_>, workspace: &WorkspaceId) -> Result<Option<Plan>, StoreError> {
+/// The plan of a workspace, raised by its grants; none if there is no such workspace.
+pub(super) fn plan_of(
+    tx: &Transaction<'_>,
+    workspace: &WorkspaceId,
+    at: Timestamp,
+) -> Result<Option<Plan>, StoreError> {
     let sql = concat!(
         "SELECT ",
         plan_columns!(),
-        " FROM workspaces w JOIN plans p ON p.id = w.plan_id
+        ", w.grants FROM workspaces w JOIN plans p ON p.id = w.plan_id
          WHERE w.id = ?1 AND w.deleted_at IS NULL"
     );
-    row::one(tx, sql, [workspace.as_str()], read_plan)
+    row::one(tx, sql, [workspace.as_str()], |f| grants::read_raised_plan(f, at))
 }
 
 fn workspace_record(

@@ -37,8 +37,8 @@ impl WriteTx for Transaction<'_> {
         ready(audit::add(self, version, by, at, line))
     }
 
-    fn plan_of(&self, workspace: &WorkspaceId) -> impl Rows<Option<Plan>> {
-        ready(tenants::plan_of(self, workspace))
+    fn plan_of(&self, workspace: &WorkspaceId, at: Timestamp) -> impl Rows<Option<Plan>> {
+        ready(tenants::plan_of(self, workspace, at))
     }
 }
 

@@ -46,7 +46,7 @@ pub(in crate::store) async fn admit(
     if let Some(id) = tx.end_user_named(workspace, other_id).await? {
         return Ok(EndUserAdmission::Admitted(id));
     }
-    let quota = tx.plan_of(workspace).await?.ok_or(StoreError::NotFound("workspace"))?.end_user_quota;
+    let quota = tx.plan_of(workspace, at).await?.ok_or(StoreError::NotFound("workspace"))?.end_user_quota;
     if there >= quota {
         return Ok(EndUserAdmission::Full { quota });
     }

@@ -78,7 +78,7 @@ pub(in crate::store) async fn create(
 ) -> Result<Written<KeyRecord>, StoreError> {
     let version = tx.next_version().await?;
     let (credential, old) = rules::new_credentials(&key, at);
-    let plan = tx.plan_of(&key.key.workspace_id).await?.ok_or(StoreError::NotFound("workspace"))?;
+    let plan = tx.plan_of(&key.key.workspace_id, at).await?.ok_or(StoreError::NotFound("workspace"))?;
     let record = rules::new_key(key, &plan, &by.subject, at)?;
     tx.forget_expired_credentials(at).await?;
     claim_digest(tx, credential.digest).await?;
@@ -137,7 +137,7 @@ pub(in crate::store) async fn update(
     let version = tx.next_version().await?;
     let before = tx.live_key(workspace, id).await?.ok_or(StoreError::NotFound("key"))?;
     if let Some(asked) = patch.rate_limit {
-        let plan = tx.plan_of(workspace).await?.ok_or(StoreError::NotFound("workspace"))?;
+        let plan = tx.plan_of(workspace, at).await?.ok_or(StoreError::NotFound("workspace"))?;
         rules::check_rate(asked, &plan)?;
     }
     let after = rules::patched_key(&before, patch, at)?;
@@ -191,7 +191,7 @@ pub(in crate::store) async fn restore(
     let version = tx.next_version().await?;
     tx.forget_expired_credentials(at).await?;
     let deleted = tx.any_key(workspace, id).await?.ok_or(StoreError::NotFound("key"))?;
-    let plan = tx.plan_of(workspace).await?.ok_or(StoreError::NotFound("workspace"))?;
+    let plan = tx.plan_of(workspace, at).await?.ok_or(StoreError::NotFound("workspace"))?;
     let record = rules::restored_key(&deleted, &plan, peppers, at)?;
     if deleted.has_lost_old_pepper(peppers) {
         tx.erase_old_credential(id).await?;

@@ -39,8 +39,8 @@ pub(in crate::store) trait WriteTx: Sized {
         line: AuditLine<'_>,
     ) -> impl Rows<()>;
 
-    /// The plan of a workspace; none if there is no such workspace.
-    fn plan_of(&self, workspace: &WorkspaceId) -> impl Rows<Option<Plan>>;
+    /// The plan of a workspace, raised by its grants at the instant `at`; none if there is no such workspace.
+    fn plan_of(&self, workspace: &WorkspaceId, at: Timestamp) -> impl Rows<Option<Plan>>;
 }
 
 /// Records that a node has another config in force.

@@ -2,7 +2,9 @@
 
 use super::{Rows, WriteTx};
 use crate::clock::Timestamp;
-use crate::model::id::{PlanId, WorkspaceId};
+use crate::model::grant::Grant;
+use crate::model::id::{GrantId, PlanId, WorkspaceId};
+use crate::store::shared::grants;
 use crate::store::shared::rules::{self, AuditLine};
 use crate::store::{
     Actor, PlanPatch, PlanRecord, StoreError, Version, WorkspacePatch, WorkspaceRecord, Written,
@@ -115,7 +117,7 @@ pub(in crate::store) async fn ensure_workspace(
     if tx.is_deleted_workspace(&id).await? {
         return Err(StoreError::WorkspaceDeleted);
     }
-    create_workspace(tx, rules::blank_workspace(id, plan, at), version, by, at).await
+    create_workspace(tx, blank_workspace(id, plan, at), version, by, at).await
 }
 
 /// Changes a workspace, or creates it, also if it was deleted.
@@ -129,7 +131,7 @@ pub(in crate::store) async fn put_workspace(
 ) -> Result<Written<WorkspaceRecord>, StoreError> {
     let version = tx.next_version().await?;
     let Some(Written { value: before, .. }) = tx.workspace(&id).await? else {
-        let blank = rules::blank_workspace(id, default_plan, at);
+        let blank = blank_workspace(id, default_plan, at);
         return create_workspace(tx, rules::patched_workspace(&blank, patch, at)?, version, by, at).await;
     };
     let after = rules::patched_workspace(&before, patch, at)?;
@@ -143,6 +145,46 @@ pub(in crate::store) async fn put_workspace(
     };
     tx.add_audit_line(version, by, at, line).await?;
     Ok(Written { value: after, version })
+}
+
+/// Adds to a limit of a workspace's plan.
+pub(in crate::store) async fn create_grant(
+    tx: &impl TenantRows,
+    workspace: &WorkspaceId,
+    grant: Grant,
+    by: &Actor,
+    at: Timestamp,
+) -> Result<Written<Grant>, StoreError> {
+    let version = tx.next_version().await?;
+    let mut record = tx.workspace(workspace).await?.ok_or(StoreError::NotFound("workspace"))?.value;
+    let plan = tx.live_plan(&record.plan_id).await?.ok_or(StoreError::NotFound("plan"))?.plan;
+    record.grants = grants::with(&record.grants, &grant, &plan, at)?;
+    record.updated_at = at;
+    tx.update_workspace(&record, version).await?;
+    let (target, changes) = (grant.id.to_string(), grants::audit_fields(&grant));
+    let line = AuditLine { action: "grant.create", workspace: Some(workspace), target, changes };
+    tx.add_audit_line(version, by, at, line).await?;
+    Ok(Written { value: grant, version })
+}
+
+/// Removes a grant.
+pub(in crate::store) async fn delete_grant(
+    tx: &impl TenantRows,
+    workspace: &WorkspaceId,
+    id: GrantId,
+    by: &Actor,
+    at: Timestamp,
+) -> Result<Written<()>, StoreError> {
+    let version = tx.next_version().await?;
+    let mut record = tx.workspace(workspace).await?.ok_or(StoreError::NotFound("workspace"))?.value;
+    let (rest, gone) = grants::without(&record.grants, id).ok_or(StoreError::NotFound("grant"))?;
+    record.grants = rest;
+    record.updated_at = at;
+    tx.update_workspace(&record, version).await?;
+    let (target, changes) = (id.to_string(), grants::audit_fields(&gone));
+    let line = AuditLine { action: "grant.delete", workspace: Some(workspace), target, changes };
+    tx.add_audit_line(version, by, at, line).await?;
+    Ok(Written { value: (), version })
 }
 
 /// Deletes a workspace with its end users and, with `force`, its keys. Returns how many keys.
@@ -192,4 +234,17 @@ async fn create_workspace(
     };
     tx.add_audit_line(version, by, at, line).await?;
     Ok(Written { value: record, version })
+}
+
+/// A new workspace without a name.
+fn blank_workspace(id: WorkspaceId, plan_id: PlanId, at: Timestamp) -> WorkspaceRecord {
+    WorkspaceRecord {
+        id,
+        name: String::new(),
+        plan_id,
+        end_users: 0,
+        grants: Box::default(),
+        created_at: at,
+        updated_at: at,
+    }
 }
