@@ -78,7 +78,12 @@ fn live(gateway: &Gateway, token: &str) -> Lived {
 fn check(gateway: &Gateway, token: &str, lived: &Lived) {
     let Lived { keys, renewed, end_user } = lived;
     assert_eq!(answer(gateway, &keys[0].secret, "ann").0, 200);
-    assert_eq!(answer(gateway, &keys[0].secret, "bob"), (402, "end_user_quota_exceeded".into()));
+    assert_eq!(
+        answer(gateway, &keys[0].secret, "bob"),
+        (403, "end_user_not_allowed".into()),
+        "it is bound to ann"
+    );
+    assert_eq!(answer(gateway, &keys[2].secret, "bob"), (402, "end_user_quota_exceeded".into()));
     assert_eq!(answer(gateway, &keys[1].secret, "ann").1, "api_key_inactive");
     assert_eq!(answer(gateway, &keys[2].secret, "ann").0, 200, "its grace period lasts");
     assert_eq!(answer(gateway, renewed, "ann").0, 200);
