@@ -29,25 +29,24 @@ pub async fn create_plans(
             created_at: now,
             updated_at: now,
         };
-        match store.create_plan(record.clone(), &Actor::keygate(), now).await {
-            Ok(_) => continue,
-            Err(StoreError::AlreadyExists(_)) => {}
-            Err(error) => return Err(error),
-        }
-        // A plan that sets nothing may well have been changed through the API.
-        if *config == PlanConfig::new(config.plan.id.clone()) {
-            continue;
-        }
-        if let Some(stored) = store.plan(&config.plan.id).await? {
-            let differing = differing_fields(&stored, &record);
-            if !differing.is_empty() {
-                tracing::warn!(
-                    plan = %config.plan.id,
-                    fields = differing.join(", "),
-                    "the stored plan differs from the config file and stays in force; change it with PATCH /plans/{}",
-                    config.plan.id
-                );
+        // Looked up first: a write waits for the process that is being replaced, which may be storing usage records.
+        let Some(stored) = store.plan(&config.plan.id).await? else {
+            match store.create_plan(record, &Actor::keygate(), now).await {
+                // Another node may have created it meanwhile.
+                Ok(_) | Err(StoreError::AlreadyExists(_)) => continue,
+                Err(error) => return Err(error),
             }
+        };
+        // A plan of which the file sets nothing may well have been changed through the API.
+        let is_default = *config == PlanConfig::new(config.plan.id.clone());
+        let differing = differing_fields(&stored, &record);
+        if !is_default && !differing.is_empty() {
+            tracing::warn!(
+                plan = %config.plan.id,
+                fields = differing.join(", "),
+                "the stored plan differs from the config file and stays in force; change it with PATCH /plans/{}",
+                config.plan.id
+            );
         }
     }
     Ok(())
