@@ -30,7 +30,12 @@ pub async fn create_plans(
             updated_at: now,
         };
         // Looked up first: a write waits for the process that is being replaced, which may be storing usage records.
-        let Some(stored) = store.plan(&config.plan.id).await? else {
+        let stored = match store.plan(&config.plan.id).await {
+            // The keyring reports a row that cannot be read, and the last good one may be known.
+            Err(StoreError::Corrupt(_)) => continue,
+            stored => stored?,
+        };
+        let Some(stored) = stored else {
             match store.create_plan(record, &Actor::keygate(), now).await {
                 // Another node may have created it meanwhile.
                 Ok(_) | Err(StoreError::AlreadyExists(_)) => continue,

@@ -31,12 +31,6 @@ impl Feed for SqliteStore {
     }
 
     async fn agree_on_peppers(&self, peppers: &[(u32, [u8; 32])]) -> Result<(), StoreError> {
-        // Usually they are known. Then this needs no write lock, which a process that is being replaced may hold nearly
-        // all the time while it stores usage records.
-        let given = peppers.to_vec();
-        if self.read(move |tx| Ok(same_peppers(&remembered(tx)?, &given))).await? {
-            return Ok(());
-        }
         let given = peppers.to_vec();
         self.write(move |tx| agree(tx, &given)).await
     }
@@ -69,18 +63,10 @@ impl ChangeBatches {
 
 // === peppers ===
 
-fn remembered(tx: &Transaction<'_>) -> Result<Vec<(u32, [u8; 32])>, StoreError> {
-    row::all(tx, "SELECT version, check_value FROM peppers ORDER BY version", [], |f| {
-        Ok((f.int("version")?, f.digest("check_value")?))
-    })
-}
-
-fn same_peppers(remembered: &[(u32, [u8; 32])], given: &[(u32, [u8; 32])]) -> bool {
-    remembered.len() == given.len() && given.iter().all(|pepper| remembered.contains(pepper))
-}
-
 fn agree(tx: &Transaction<'_>, given: &[(u32, [u8; 32])]) -> Result<(), StoreError> {
-    let remembered = remembered(tx)?;
+    let remembered = row::all(tx, "SELECT version, check_value FROM peppers ORDER BY version", [], |f| {
+        Ok((f.int("version")?, f.digest("check_value")?))
+    })?;
     let used = "SELECT count(*) FROM keys
                 WHERE deleted_at IS NULL AND (pepper_version = ?1 OR old_pepper_version = ?1)";
     for missing in rules::missing_peppers(&remembered, given)? {
