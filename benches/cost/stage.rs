@@ -156,8 +156,8 @@ impl Stage {
 
     /// Charges three limits and ends the request.
     pub(crate) fn charge(&self, number: usize) -> Charged {
-        let entry = &self.known[number % KEYS];
-        let plan = entry.workspace.plan(self.clock.now().wall);
+        let (entry, now) = (&self.known[number % KEYS], self.clock.now());
+        let plan = entry.workspace.plan(now.wall);
         let none = Limits::new();
         let charge = Charge {
             key: entry.key.id,
@@ -165,7 +165,7 @@ impl Stage {
             workspace: &entry.workspace.id,
             workspace_limits: &none,
         };
-        self.gate.counters.charge(&charge, self.clock.now()).unwrap()
+        self.gate.counters.charge(&charge, now).unwrap()
     }
 
     /// Writes both records of a request.

@@ -107,7 +107,7 @@ fn certificates_of_upstreams_change_without_a_reload() {
     let told = "upstreams[0].tls.ca_file: it cannot be used";
     eventually_true("what cannot be used is told", || gateway.stderr().contains(told));
     files.write("ca.pem", &ours.pem());
-    let is_in_force = || gateway.stderr().contains("certificates of upstreams reloaded");
+    let is_in_force = || gateway.stderr().contains("changed files of upstreams reloaded");
     eventually_true("the new one is in force", is_in_force);
     assert_eq!(status(), 200);
     // Connections made with the previous CA are not used any more.
