@@ -20,7 +20,7 @@ const SCOPE: &str = r"^([A-Za-z0-9._:/-]{1,64}|[A-Za-z0-9._:/-]{0,63}\*)$";
 const INSTANT_MAX: i64 = 253_402_300_799_999;
 
 /// Request bodies; unknown fields in them are refused.
-const BODIES: [&str; 12] = [
+const BODIES: [&str; 15] = [
     "KeyCreate",
     "KeyUpdate",
     "KeyRegenerate",
@@ -33,6 +33,9 @@ const BODIES: [&str; 12] = [
     "GrantCreate",
     "Limit",
     "CalendarInput",
+    "PricesReplace",
+    "PriceInput",
+    "TierInput",
 ];
 /// Fields of changes that cannot be null.
 const NEVER_NULL: [(&str, &[&str]); 3] = [
@@ -64,6 +67,19 @@ pub(super) fn complete(document: &mut Value) {
         schema["additionalProperties"] = json!(false);
         for (field, rule) in schema["properties"].as_object_mut().into_iter().flatten() {
             add(rule, rule_of_field(name, field));
+        }
+    }
+    // A price may be a number as well as text.
+    for name in ["PriceInput", "TierInput"] {
+        for (field, rule) in schemas[name]["properties"].as_object_mut().into_iter().flatten() {
+            if rule.get("pattern").is_some() && field != "model" {
+                let types = if rule["type"].is_array() {
+                    json!(["string", "number", "null"])
+                } else {
+                    json!(["string", "number"])
+                };
+                add(rule, json!({"type": types, "minimum": 0, "maximum": 1_000_000_000}));
+            }
         }
     }
     for (name, fields) in NEVER_NULL {
