@@ -227,7 +227,7 @@ pub(super) struct PriceInput {
 /// Prices for all tokens of an answer with more input tokens than `above`. Absent prices are those of the entry.
 #[derive(ToSchema)]
 pub(super) struct TierInput {
-    #[schema(minimum = 1)]
+    #[schema(minimum = 1, maximum = 9_007_199_254_740_991_i64)]
     above: u64,
     #[schema(pattern = r"^[0-9]{1,8}(\.[0-9]{1,9})?$")]
     input: Option<String>,

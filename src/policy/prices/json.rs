@@ -5,6 +5,7 @@
 
 use super::decimal::{BadDecimal, shifted, shown};
 use super::{BadPrices, ModelPrice, PATTERN_MAX, PRICES_MAX, PriceTable, Rates, TIERS_MAX, Tier, is_pattern};
+use crate::model::key::CEILING_MAX;
 use serde_json::{Map, Value, json};
 
 /// The exponent of the unit of a price: billionths.
@@ -113,7 +114,7 @@ fn tiers(place: &str, value: Option<&Value>, rates: Rates, mistakes: &mut Mistak
         let given = given(&place, map, mistakes);
         unknown(&place, map, &["above"], mistakes);
         let before = found.last().map_or(0, |tier| tier.above);
-        match map.get("above").and_then(Value::as_u64).filter(|above| *above > before) {
+        match map.get("above").and_then(tokens).filter(|above| *above > before) {
             Some(above) => found.push(Tier { above, rates: rates_of(given, rates) }),
             None => mistakes.add(
                 &format!("{place}.above"),
@@ -122,6 +123,12 @@ fn tiers(place: &str, value: Option<&Value>, rates: Rates, mistakes: &mut Mistak
         }
     }
     found
+}
+
+/// A number of tokens. JSON does not distinguish 5 and 5.0.
+fn tokens(value: &Value) -> Option<u64> {
+    let text = value.as_number()?.to_string();
+    text.strip_suffix(".0").unwrap_or(&text).parse().ok().filter(|tokens| *tokens <= CEILING_MAX)
 }
 
 /// The prices that are given, in the order of [`KINDS`].
