@@ -164,7 +164,7 @@ pub(super) struct LogView {
     audio_tokens: Option<u64>,
     /// The cost in billionths of the currency unit; null: unknown.
     cost_nano: Option<u64>,
-    /// Where the tokens come from: `reported`, `estimated`, `held` or `missing`; null: the route has no meter.
+    /// Where the tokens come from: `reported`, `estimated`, `held` or `missing`; null: the route has no meter, or the answer used nothing.
     usage_source: Option<&'static str>,
     /// The provider's id of the request.
     provider_request_id: Option<String>,

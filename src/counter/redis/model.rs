@@ -1,7 +1,7 @@
 //! Pools and the real script in a real Redis, with time, loss and crashes controlled by the test.
 
 use super::pool::{
-    FallbackState, Grant, LeaseRequest, OutstandingUnits, SubjectPool, TakenUnits, WINDOWS, WindowReport,
+    FallbackState, LeaseGrant, LeaseRequest, OutstandingUnits, SubjectPool, TakenUnits, WINDOWS, WindowReport,
 };
 use super::script::{self, ScriptCall, ScriptReply, ScriptTotals};
 use crate::clock::{Now, Timestamp};
@@ -59,7 +59,7 @@ struct Node {
     workspace: SubjectPool,
     name: String,
     /// The call in flight: when its answer arrives, when it was sent, the request and the answer.
-    in_transit: Option<(u64, u64, [LeaseRequest; 2], Option<[Grant; 2]>)>,
+    in_transit: Option<(u64, u64, [LeaseRequest; 2], Option<[LeaseGrant; 2]>)>,
     /// What running requests took, and when they were admitted.
     running: Vec<([TakenUnits; 2], i64)>,
 }
@@ -168,7 +168,7 @@ impl World {
     }
 
     /// One call for the key alone, which must be granted.
-    fn ask(&mut self, node: &str, nodes: usize, ask: &LeaseRequest) -> Grant {
+    fn ask(&mut self, node: &str, nodes: usize, ask: &LeaseRequest) -> LeaseGrant {
         match self.filled(node, nodes, ask, None).remove(0) {
             ScriptTotals::Grant(grant) => grant,
             other => panic!("{other:?}"),

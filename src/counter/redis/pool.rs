@@ -198,7 +198,7 @@ pub struct WindowReport {
 
 /// The answer of Redis for one subject.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Grant {
+pub struct LeaseGrant {
     /// Its clock in µs.
     pub now_us: i64,
     /// Since when it counts, by its clock in µs.
@@ -438,7 +438,7 @@ impl SubjectPool {
     }
 
     /// Caches a refusal, or that a rate is empty for the moment.
-    fn believe(&mut self, ask: &LeaseRequest, grant: &Grant, now_ns: u64) {
+    fn believe(&mut self, ask: &LeaseRequest, grant: &LeaseGrant, now_ns: u64) {
         let paced = |limit: Limit| (limit, RetryAfter::Wait(pace(&limit)));
         let Some((limit, retry)) = grant.refused.or_else(|| self.emptied(ask, grant).map(paced)) else {
             self.exhausted = None;
@@ -465,7 +465,7 @@ impl SubjectPool {
     }
 
     /// The rate that this answer has exhausted, if it granted less than requested.
-    fn emptied(&self, ask: &LeaseRequest, grant: &Grant) -> Option<Limit> {
+    fn emptied(&self, ask: &LeaseRequest, grant: &LeaseGrant) -> Option<Limit> {
         if grant.units >= ask.need + ask.ahead {
             return None;
         }

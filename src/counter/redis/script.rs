@@ -2,7 +2,7 @@
 //!
 //! Must not know: connections. An unexpected answer is an error.
 
-use super::pool::{Grant, LIFE, LeaseRequest, PROMISE, WINDOWS};
+use super::pool::{LIFE, LeaseGrant, LeaseRequest, PROMISE, WINDOWS};
 use crate::clock::Timestamp;
 use crate::counter::LimitsLeft;
 use crate::model::calendar::Calendar;
@@ -55,7 +55,7 @@ pub(in crate::counter) enum ScriptReply {
     reason = "nearly all are grants; a box would cost each of them a detour"
 )]
 pub(in crate::counter) enum ScriptTotals {
-    Grant(Grant),
+    Grant(LeaseGrant),
     /// Redis does not know it.
     Unknown,
     /// A newer call was processed before.
@@ -208,7 +208,7 @@ fn one(
     let refused = if head[0] == 1 { Some(reason(head[3], head[4], &ask.limits)?) } else { None };
     let (units, places) = (unsigned(head[2])?, unsigned(head[5])?);
     let (epoch, is_held_back) = (head[1], head[0] == 4);
-    Some(ScriptTotals::Grant(Grant {
+    Some(ScriptTotals::Grant(LeaseGrant {
         now_us,
         epoch,
         units,

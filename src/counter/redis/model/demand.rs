@@ -17,7 +17,7 @@ struct Busy {
     waiting: u64,
     is_called_for: bool,
     /// The call on its way, when it was sent and what it is answered.
-    sent: Option<(LeaseRequest, i64, Grant)>,
+    sent: Option<(LeaseRequest, i64, LeaseGrant)>,
     /// When the next request comes.
     due_us: i64,
 }

@@ -213,7 +213,7 @@ impl RedisSide {
             .collect();
         self.hash = Some(hash);
         let places = 0;
-        ScriptTotals::Grant(Grant {
+        ScriptTotals::Grant(LeaseGrant {
             now_us,
             epoch,
             units: granted,

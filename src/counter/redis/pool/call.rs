@@ -1,7 +1,7 @@
 //! Builds the calls of a node for a subject, and applies the answers.
 
 use super::{
-    AHEAD_MAX, AHEAD_MIN, Calendar, Grant, GrantedUnits, LIFE, LeaseRequest, LimitRule, PROMISE, Per,
+    AHEAD_MAX, AHEAD_MIN, Calendar, GrantedUnits, LIFE, LeaseGrant, LeaseRequest, LimitRule, PROMISE, Per,
     RENEW_EVERY, SubjectPool, Timestamp, WINDOWS, WindowReport, fallback, ns,
 };
 
@@ -74,7 +74,7 @@ impl SubjectPool {
     }
 
     /// Applies the answer to a call that was sent at `sent_ns`; ignores it if another call was sent since.
-    pub fn answer(&mut self, ask: &LeaseRequest, grant: &Grant, sent_ns: u64, now_ns: u64) {
+    pub fn answer(&mut self, ask: &LeaseRequest, grant: &LeaseGrant, sent_ns: u64, now_ns: u64) {
         if ask.seq != self.seq {
             return;
         }
