@@ -141,7 +141,8 @@ impl Gate {
             return Err(Denied::early(Denial::BadRequest(bad), None));
         }
         let Some(matched) = matched else {
-            return Err(Denied::early(Denial::RouteNotFound, None));
+            let denial = routes.allowed(request.path).map_or(Denial::RouteNotFound, Denial::MethodNotAllowed);
+            return Err(Denied::early(denial, None));
         };
         let route = matched.route;
         if route.public {

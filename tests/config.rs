@@ -232,7 +232,7 @@ fn a_variable_that_overrides_nothing_is_a_mistake_unless_it_is_somebody_elses() 
         ("KEYGATE_PROXY_LISTN", "", "unknown variable; did you mean KEYGATE_PROXY_LISTEN?"),
         ("KEYGATE_ROUTES_0_PATH", "/", "plans, upstreams, routes and prices can be set in the file only"),
         ("KEYGATE_COLOUR", "", "unknown variable; it overrides no key"),
-        ("KEYGATE_PROXY_PORT", "8080", "unknown variable; it overrides no key"),
+        ("KEYGATE_PROXY_HOSTNAME", "8080", "unknown variable; it overrides no key"),
         ("KEYGATE_LOG", "debug", "unknown variable; it overrides no key"),
     ] {
         let lines = told(Config::parse("", "", &env(&[(name, value)]), ""));

@@ -214,6 +214,7 @@ fn route() -> Route {
         keep_credential: false,
         max_body_bytes: 1 << 20,
         encoded_slash: false,
+        errors: keygate::model::fault::ErrorForm::Envelope,
         meter: None,
         forward: ForwardRules::default(),
         cors: None,

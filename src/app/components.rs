@@ -55,6 +55,7 @@ pub fn routes(config: &Config) -> Result<RouteTable, Vec<BadRoute>> {
         keep_credential: r.keep_credential,
         max_body_bytes: r.max_body_bytes,
         encoded_slash: r.encoded_slash == EncodedSlash::Keep,
+        errors: r.errors,
         forward: ForwardRules { pass: passed(r), ..r.forward.clone() },
         meter: r.meter.clone(),
         cors: r.cors.clone(),
@@ -181,6 +182,7 @@ pub(super) fn proxy(
             x_ratelimit: has(HeaderFamily::XRateLimit),
             ratelimit: has(HeaderFamily::RateLimit),
         },
+        errors: config.proxy.errors,
     };
     Proxy {
         invalid_keys: AddressLimiter::new(config.proxy.max_invalid_keys, "invalid API keys"),

@@ -9,7 +9,7 @@ use super::types::{
     NodeConfig, PlanConfig, ProxyConfig, SecretsConfig, StoreConfig, StoreLocation, UsageConfig,
 };
 use crate::model::calendar::Calendar;
-use crate::model::fault::ErrorText;
+use crate::model::fault::{ErrorForm, ErrorText};
 use crate::model::id::PlanId;
 use crate::model::key::{DAILY_DEFAULT, DELETED_KEYS_DAYS_DEFAULT, Plan};
 use crate::model::outage::{OnFailure, WhenFull, WhenStoreUnavailable};
@@ -99,6 +99,7 @@ impl Default for ProxyConfig {
             end_user_body_bytes: 1 << 20,
             trust_request_id: false,
             rate_limit_headers: HeaderFamily::ALL.to_vec(),
+            errors: ErrorForm::Envelope,
             drain_delay: Duration::ZERO,
             drain_idle: Duration::from_secs(1),
             drain_timeout: Duration::from_secs(30),

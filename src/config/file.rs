@@ -22,6 +22,7 @@ use super::types::{
 };
 use super::upstream::{UpstreamFile, span_ms, upstream};
 use crate::model::calendar::{self, Calendar, MONTH_DAY_MAX};
+use crate::model::fault::ErrorForm;
 use crate::model::id::PlanId;
 use crate::model::key::{
     CEILING_MAX, CEILINGS_MAX, Ceiling, DELETED_KEYS_DAYS_MAX, RATE_MAX, RETENTION_DAYS_MAX,
@@ -91,6 +92,7 @@ pub(super) struct RouteFile {
     pub(super) max_body_bytes: Option<u64>,
     pub(super) encoded_slash: EncodedSlash,
     pub(super) meter: MeterFile,
+    pub(super) errors: Option<ErrorForm>,
     pub(super) forward: ForwardFile,
 }
 
@@ -194,6 +196,7 @@ fn proxy(s: &mut Section<'_, '_>) -> ProxyConfig {
         end_user_body_bytes: s.value("end_user_body_bytes", &size(1 << 10, 64 << 20), d.end_user_body_bytes),
         trust_request_id: s.value("trust_request_id", &Flag, d.trust_request_id),
         rate_limit_headers: s.list("rate_limit_headers", &Word::new(), 0..=2, d.rate_limit_headers),
+        errors: s.value("errors", &Word::new(), d.errors),
         drain_delay: s.value("drain_delay", &span_ms(0, 600_000), d.drain_delay),
         drain_idle: s.value("drain_idle", &span_ms(0, 600_000), d.drain_idle),
         drain_timeout: s.value("drain_timeout", &span_ms(0, 3_600_000), d.drain_timeout),
@@ -430,6 +433,7 @@ fn route(s: &mut Section<'_, '_>) -> RouteFile {
         max_body_bytes: s.value("max_body_bytes", &OrEmpty(ByteSize { min: 0, max: 1 << 40 }), None),
         encoded_slash: s.value("encoded_slash", &Word::new(), EncodedSlash::Refuse),
         meter: meter(s),
+        errors: s.value("errors", &OrEmpty(Word::new()), None),
         forward: forward(s),
     }
 }

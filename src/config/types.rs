@@ -6,7 +6,7 @@ use super::acme::AcmeConfig;
 use super::introspection::IntrospectionConfig;
 use super::telemetry::TelemetryConfig;
 use super::upstream::UpstreamConfig;
-use crate::model::fault::ErrorText;
+use crate::model::fault::{ErrorForm, ErrorText};
 use crate::model::id::PlanId;
 use crate::model::key::{Plan, words};
 use crate::model::outage::{OnFailure, WhenFull, WhenStoreUnavailable};
@@ -131,6 +131,8 @@ pub struct ProxyConfig {
     pub trust_request_id: bool,
     /// Families of rate-limit headers in responses.
     pub rate_limit_headers: Vec<HeaderFamily>,
+    /// The form of error responses, where the route has none of its own.
+    pub errors: ErrorForm,
     /// How long everything but readiness goes on after SIGTERM.
     pub drain_delay: Duration,
     /// How long an idle connection may still send a request after that.
@@ -415,6 +417,8 @@ pub struct RouteConfig {
     pub max_body_bytes: u64,
     /// What to do with an escaped slash in the path.
     pub encoded_slash: EncodedSlash,
+    /// The form of its error responses.
+    pub errors: ErrorForm,
     /// What it changes about messages.
     pub forward: ForwardRules,
     /// How its answers are metered; none: not at all.

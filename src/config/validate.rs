@@ -435,6 +435,7 @@ fn route(
         keep_credential: file.keep_credential,
         max_body_bytes: file.max_body_bytes.unwrap_or(proxy.max_body_bytes),
         encoded_slash: file.encoded_slash,
+        errors: file.errors.unwrap_or(proxy.errors),
         meter,
         forward,
         cors,

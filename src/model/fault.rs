@@ -144,6 +144,20 @@ faults! {
 }
 
 words!(
+    /// The form of the body of an error response.
+    ErrorForm {
+        /// Keygate's own envelope.
+        Envelope = "envelope",
+        /// As OpenAI's API writes errors.
+        OpenAi = "openai",
+        /// As Anthropic's API writes errors.
+        Anthropic = "anthropic",
+        /// Problem details (RFC 9457).
+        Problem = "problem",
+    }
+);
+
+words!(
     /// The contents of the field `error` in the admin API's error responses.
     ErrorText {
         /// A stable name.

@@ -78,6 +78,8 @@ pub struct Ctx {
     pub own_ns: u64,
     /// The error that Keygate responded with.
     pub fault: Option<Fault>,
+    /// Whether a response of Keygate's own states the failure in `grpc-status` instead of the HTTP status.
+    pub is_answered_by_grpc: bool,
     /// Its trace spans, if it is traced.
     pub recording: Option<Recording>,
     _in_flight: InFlightGauge,
@@ -119,6 +121,7 @@ impl Ctx {
             degraded: false,
             own_ns: 0,
             fault: None,
+            is_answered_by_grpc: false,
             recording: None,
             _in_flight: InFlightGauge(in_flight),
         }

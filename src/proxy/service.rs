@@ -428,8 +428,12 @@ impl Proxy {
         (read, sent): (u64, u64),
     ) {
         Self::on_served(ctx, outcome == Outcome::Served);
-        // nginx's status for a client that disconnects before its response.
-        let status = written.unwrap_or(499);
+        let status = match ctx.fault {
+            // gRPC says what failed in a field of its own, with a status of success.
+            Some(fault) if ctx.is_answered_by_grpc => fault.status(),
+            // nginx's status for a client that disconnects before its response.
+            _ => written.unwrap_or(499),
+        };
         ctx.settle_meter(outcome == Outcome::Aborted, read);
         if let Some(mut record) = ctx.record.take() {
             record.bytes(read, sent);

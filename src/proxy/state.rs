@@ -5,6 +5,7 @@
 use crate::clock::Clock;
 use crate::gate::Gate;
 use crate::metrics::Metrics;
+use crate::model::fault::ErrorForm;
 use crate::policy::http::source::TrustedProxies;
 use crate::proxy::connection::address_limiter::AddressLimiter;
 use crate::proxy::message::ratelimit::RateLimitFamilies;
@@ -63,4 +64,6 @@ pub struct ProxyLimits {
     pub trust_request_id: bool,
     /// The families of rate limit header fields in responses.
     pub families: RateLimitFamilies,
+    /// The form of errors of requests that no route matches.
+    pub errors: ErrorForm,
 }

@@ -18,6 +18,7 @@ mod closing;
 mod coded;
 mod credentials;
 mod end_users;
+mod error_forms;
 mod frames;
 mod hops;
 mod http2;

@@ -45,17 +45,18 @@ fn the_most_specific_route_decides_alone() {
 }
 
 #[test]
-fn a_method_that_the_most_specific_route_does_not_serve_falls_through_to_none() {
+fn a_method_that_the_most_specific_route_does_not_serve_falls_through_to_no_other() {
     let (origins, gateway, secret) = three();
     for (method, target, status) in [
         ("POST", "/v1/write/x", 200),
         ("PUT", "/v1/write/x", 200),
-        ("GET", "/v1/write/x", 404),
-        ("DELETE", "/v1/write/x", 404),
-        ("OPTIONS", "/v1/write/x", 404),
+        ("GET", "/v1/write/x", 405),
+        ("DELETE", "/v1/write/x", 405),
+        ("OPTIONS", "/v1/write/x", 405),
         ("GET", "/v1/read/x", 200),
-        ("HEAD", "/v1/read/x", 404),
-        ("POST", "/v1/read/x", 404),
+        ("HEAD", "/v1/write/x", 405),
+        ("HEAD", "/v1/read/x", 200),
+        ("POST", "/v1/read/x", 405),
         ("PATCH", "/v1/other", 200),
         ("DELETE", "/v1/other", 200),
     ] {

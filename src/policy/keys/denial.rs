@@ -23,6 +23,8 @@ pub enum Denial {
     BadRequest(BadRequest),
     /// No route matches.
     RouteNotFound,
+    /// The path has routes, for these methods only.
+    MethodNotAllowed(Box<str>),
     /// No secret was presented.
     KeyMissing,
     /// The secret is unknown or malformed, or its key is deleted.
@@ -103,6 +105,7 @@ impl Denial {
         match self {
             Self::BadRequest(_) => Fault::BadRequest,
             Self::RouteNotFound => Fault::RouteNotFound,
+            Self::MethodNotAllowed(_) => Fault::MethodNotAllowed,
             Self::KeyMissing => Fault::KeyMissing,
             Self::KeyInvalid => Fault::KeyInvalid,
             Self::TooManyInvalid(_) | Self::TooManyPreflights(_) | Self::TooManyPublic(_) => {
@@ -173,6 +176,7 @@ impl Denial {
                 "setting": "secret_from",
             }),
             Self::BadRequest(what) => json!({ "reason": what.reason() }),
+            Self::MethodNotAllowed(allowed) => json!({ "allow": allowed }),
             Self::Scope(lacking) => {
                 json!({ "missing_scopes": lacking.iter().collect::<Vec<_>>() })
             }
@@ -201,21 +205,24 @@ impl Denial {
         }
     }
 
-    /// Whole seconds after which the same request would be admitted, at least 1; none if waiting does not help.
+    /// When the same request would be admitted; none if waiting does not help.
     ///
-    /// For requests in flight, 1 is only a hint when to try again.
-    pub fn retry_after_secs(&self) -> Option<u64> {
+    /// For requests in flight, a second is only a hint when to try again.
+    pub const fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::TooManyInvalid(wait)
             | Self::TooManyPreflights(wait)
             | Self::TooManyPublic(wait)
-            | Self::Limit(LimitReached { retry: RetryAfter::Wait(wait), .. }) => {
-                Some(whole_secs(*wait).max(1))
-            }
+            | Self::Limit(LimitReached { retry: RetryAfter::Wait(wait), .. }) => Some(*wait),
             Self::Limit(LimitReached { retry: RetryAfter::Release, .. })
-            | Self::Plain(Fault::ServiceUnavailable) => Some(1),
+            | Self::Plain(Fault::ServiceUnavailable) => Some(Duration::from_secs(1)),
             _ => None,
         }
+    }
+
+    /// The same in whole seconds, at least 1.
+    pub fn retry_after_secs(&self) -> Option<u64> {
+        self.retry_after().map(|wait| whole_secs(wait).max(1))
     }
 }
 

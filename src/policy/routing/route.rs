@@ -8,6 +8,7 @@
 
 use super::forward::ForwardRules;
 use super::rewrite::Rewrite;
+use crate::model::fault::ErrorForm;
 use crate::model::scope::Scopes;
 use crate::policy::http::cors::Cors;
 use crate::policy::http::path::{BadPath, canonical, has_encoded_slash};
@@ -52,6 +53,8 @@ pub struct Route {
     pub max_body_bytes: u64,
     /// Whether its backends keep an escaped slash within its segment.
     pub encoded_slash: bool,
+    /// The form of errors that Keygate answers.
+    pub errors: ErrorForm,
     /// What it changes about messages.
     pub forward: ForwardRules,
     /// How its answers are metered; none: not at all.
@@ -209,9 +212,9 @@ impl RouteTable {
 
     /// The route for a method and a canonical path.
     ///
-    /// Only the most specific pattern counts. If none of its routes serves the method, there is no route (404), even if a
-    /// wider pattern has one; otherwise a request could fall through from a strict rule to a lax one. `HEAD` and `OPTIONS`
-    /// are methods like any other: a route for `GET` does not serve them.
+    /// Only the most specific pattern counts. If none of its routes serves the method, there is no route (405), even if a
+    /// wider pattern has one; otherwise a request could fall through from a strict rule to a lax one. `HEAD` takes the
+    /// route of `GET`, unless a route names it (RFC 9110, 9.3.2). `OPTIONS` is a method like any other.
     pub fn find<'t, 'p>(&'t self, method: &Method, path: &'p str) -> Option<RouteMatch<'t, 'p>> {
         let (pattern, values) = self.most_specific(path)?;
         let route = pattern.route_for(method)?;
@@ -219,6 +222,19 @@ impl RouteTable {
             route: &self.routes[route],
             params: PathParams { names: &self.names[route], values },
         })
+    }
+
+    /// The methods that the most specific pattern of a path serves, as the header field `Allow` lists them; none if no pattern
+    /// matches.
+    pub fn allowed(&self, path: &str) -> Option<Box<str>> {
+        let (pattern, _) = self.most_specific(path)?;
+        let mut methods: Vec<&str> =
+            pattern.slots.iter().filter_map(|slot| slot.method.as_ref().map(Method::as_str)).collect();
+        if methods.contains(&Method::GET.as_str()) && !methods.contains(&Method::HEAD.as_str()) {
+            methods.push(Method::HEAD.as_str());
+        }
+        methods.sort_unstable();
+        Some(methods.join(", ").into())
     }
 
     /// The routes, in the given order.
@@ -245,8 +261,10 @@ impl RouteTable {
 impl Pattern {
     /// A route that names the method takes precedence over one for any method.
     fn route_for(&self, method: &Method) -> Option<usize> {
-        let named = self.slots.iter().find(|s| s.method.as_ref() == Some(method));
-        let slot = named.or_else(|| self.slots.iter().find(|s| s.method.is_none()))?;
+        let named = |method: &Method| self.slots.iter().find(|s| s.method.as_ref() == Some(method));
+        let as_get = || if *method == Method::HEAD { named(&Method::GET) } else { None };
+        let slot =
+            named(method).or_else(as_get).or_else(|| self.slots.iter().find(|s| s.method.is_none()))?;
         Some(slot.route)
     }
 }

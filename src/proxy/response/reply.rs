@@ -3,7 +3,7 @@
 
 use crate::clock::Timestamp;
 use crate::counter::LimitsLeft;
-use crate::envelope::Envelope;
+use crate::model::fault::{Fault, Lang};
 use crate::policy::http::coding::CODINGS;
 use crate::policy::keys::denial::Denial;
 use crate::proxy::connection::Connection;
@@ -12,6 +12,7 @@ use crate::proxy::message::RequestMessage;
 use crate::proxy::message::content_length;
 use crate::proxy::message::headers::X_REQUEST_ID;
 use crate::proxy::message::ratelimit;
+use crate::proxy::response::error_body::{self, ErrorParts, grpc_status};
 use crate::proxy::state::ProxyLimits;
 use bytes::Bytes;
 use http::header::{self, EXPECT};
@@ -19,6 +20,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 use pingora::{Error, ErrorType};
+use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,8 +32,16 @@ pub(in crate::proxy) const DRAIN_WITHIN: Duration = Duration::from_secs(2);
 /// The header field of responses to requests whose limits were decided without the shared counters.
 pub(in crate::proxy) const DEGRADED: (HeaderName, HeaderValue) =
     (HeaderName::from_static("x-keygate-degraded"), HeaderValue::from_static("counters"));
+/// When to retry, in ms: SDKs of OpenAI and Anthropic prefer it to `Retry-After`.
+const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
+/// Whether to retry: SDKs of OpenAI and Anthropic follow it. Without it, they retry every 429.
+const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
+/// The longest wait after which SDKs retry by themselves. For a longer one they would retry too soon, in vain.
+const WORTH_WAITING: Duration = Duration::from_secs(60);
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 /// Maximum number of fields in a response of Keygate's own, including those added by Pingora.
-const FIELDS: usize = 9 + ratelimit::FIELDS + 2;
+const FIELDS: usize = 13 + ratelimit::FIELDS + 2;
 
 /// A response before it is written.
 pub(in crate::proxy) struct Reply {
@@ -51,16 +61,23 @@ pub(in crate::proxy) fn answer(
     at: Timestamp,
 ) -> pingora::Result<Reply> {
     let fault = denial.fault();
-    let envelope = Envelope::fault(fault, denial.message(ctx.lang), denial.detail(), at);
-    let body = serde_json::to_vec(&envelope).unwrap_or_default();
+    let form = ctx.route.as_ref().map_or(limits.errors, |route| route.errors);
+    let request_id = ctx.request_id.to_str().unwrap_or_default();
+    let body = error_body::body(form, &ErrorParts { denial, lang: ctx.lang, request_id, at });
     let mut fields = HeaderMap::with_capacity(FIELDS);
-    fields.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    fields.insert(header::CONTENT_TYPE, HeaderValue::from_static(error_body::media_type(form)));
     fields.insert(header::CONTENT_LENGTH, body.len().into());
     fields.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     fields.insert(X_REQUEST_ID, ctx.request_id.clone());
     let retry_after = denial.retry_after_secs();
-    if let Some(secs) = retry_after {
-        fields.insert(header::RETRY_AFTER, secs.into());
+    say_when_to_retry(&mut fields, denial);
+    if let Denial::MethodNotAllowed(allowed) = denial {
+        fields.insert(
+            header::ALLOW,
+            HeaderValue::from_str(allowed).or_else(|_| {
+                Error::e_because(ErrorType::InvalidHTTPHeader, "allow", "methods of a route are tokens")
+            })?,
+        );
     }
     if fault.status() == 401 {
         fields.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
@@ -78,9 +95,66 @@ pub(in crate::proxy) fn answer(
         let origin = message.fields.first(&header::ORIGIN);
         cors.mark(&mut fields, origin.and_then(|o| HeaderValue::from_bytes(o).ok()).as_ref());
     }
+    if is_grpc(message) {
+        return grpc_reply(fields, denial);
+    }
     let status = StatusCode::from_u16(fault.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let body = if *message.method == Method::HEAD { Bytes::new() } else { Bytes::from(body) };
     Ok(Reply { status, fields, body })
+}
+
+/// `Retry-After` is exact to the second; clients that know `retry-after-ms` wait no longer than necessary. A refusal for
+/// which waiting does not help says so, because clients would repeat every 429.
+fn say_when_to_retry(fields: &mut HeaderMap, denial: &Denial) {
+    let wait = denial.retry_after();
+    if let (Some(wait), Some(secs)) = (wait, denial.retry_after_secs()) {
+        fields.insert(header::RETRY_AFTER, secs.into());
+        fields.insert(RETRY_AFTER_MS, whole_ms(wait).into());
+    }
+    let is_refusal = denial.fault().status() < 500 && denial.fault() != Fault::RequestTimeout;
+    if is_refusal && wait.is_none_or(|wait| wait > WORTH_WAITING) {
+        fields.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
+    }
+}
+
+/// Milliseconds, rounded up, so that waiting this long is enough.
+fn whole_ms(wait: Duration) -> u64 {
+    u64::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX).max(1)
+}
+
+/// Whether the caller expects its status as gRPC sends it, which only HTTP/2 can.
+fn is_grpc(message: &RequestMessage<'_>) -> bool {
+    const GRPC: &[u8] = b"application/grpc";
+    let media_type = message.fields.first(&header::CONTENT_TYPE).unwrap_or_default();
+    let after = media_type.strip_prefix(GRPC);
+    message.version == Version::HTTP_2
+        && after.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
+}
+
+/// A response of trailers only: HTTP knows nothing of the failure, gRPC everything.
+fn grpc_reply(mut fields: HeaderMap, denial: &Denial) -> pingora::Result<Reply> {
+    let message = HeaderValue::from_str(&grpc_message(&denial.message(Lang::En)))
+        .or_else(|error| Error::e_because(ErrorType::InvalidHTTPHeader, "grpc-message", error))?;
+    fields.remove(header::CONTENT_LENGTH);
+    fields.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    fields.insert(GRPC_STATUS, grpc_status(denial.fault()).into());
+    fields.insert(GRPC_MESSAGE, message);
+    Ok(Reply { status: StatusCode::OK, fields, body: Bytes::new() })
+}
+
+/// Text as gRPC sends it in a field: percent-encoded but for visible ASCII and spaces.
+fn grpc_message(text: &str) -> String {
+    let mut encoded = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b' '..=b'~' if byte != b'%' => encoded.push(char::from(byte)),
+            _ => {
+                // Writing to a String cannot fail.
+                let _written = write!(encoded, "%{byte:02X}");
+            }
+        }
+    }
+    encoded
 }
 
 /// Sends the response to a denied request.
@@ -93,6 +167,7 @@ pub(in crate::proxy) async fn deny(
     at: Timestamp,
 ) -> pingora::Result<()> {
     ctx.fault = Some(denial.fault());
+    ctx.is_answered_by_grpc = is_grpc(&RequestMessage::of(session.req_header(), false));
     if ctx.body.is_some() {
         // The body was read ahead completely, which Pingora does not know: only its end is left to drain.
         session.drain_request_body().await?;

@@ -1,6 +1,7 @@
 //! The decision table of one configuration, the possible mistakes, and a naive matcher as a model.
 
 use super::*;
+use crate::model::fault::ErrorForm;
 use crate::model::scope::check_required;
 use crate::policy::routing::forward::ForwardRules;
 use proptest::prelude::*;
@@ -19,6 +20,7 @@ fn route(name: &str, path: &str, methods: &[Method]) -> Route {
         keep_credential: false,
         max_body_bytes: 1 << 20,
         encoded_slash: false,
+        errors: ErrorForm::Envelope,
         meter: None,
         forward: ForwardRules::default(),
         cors: None,
@@ -70,7 +72,7 @@ const DECISIONS: &[(&str, &str, &str)] = &[
     ("POST", "/v1/app/a1/chat/", "app rest=a1/chat/"),
     // Only the most specific pattern counts: no falling through to a wider one.
     ("DELETE", "/v1/app/a1", ""),
-    ("HEAD", "/v1/app/a1", ""),
+    ("HEAD", "/v1/app/a1", "app-get app_id=a1"),
     ("GET", "/v1/app/a1/chat", ""),
     ("POST", "/v1/rag/x", ""),
     // A literal takes precedence over a parameter, a named method over any method.
