@@ -12,9 +12,10 @@ mod rehash;
 pub use rehash::{Rehash, RehashJobs, RehashQueue, rehash_queue};
 
 use crate::clock::{Now, Timestamp};
-use crate::counter::{Charge, ChargeError, Charged, Counters, InFlightGuard, LimitsLeft};
+use crate::counter::{Charge, ChargeError, Charged, Counters, Hold, InFlightGuard, LimitsLeft};
 use crate::enduser::EndUserCache;
 use crate::keyring::{Entry, Keyring, PlanInForce, Presented};
+use crate::model::amounts::Amounts;
 use crate::model::digest::Digest;
 use crate::model::fault::Fault;
 use crate::model::id::EndUserId;
@@ -182,7 +183,7 @@ impl Gate {
     pub fn hold(&self, permit: Permit, now: Now) -> Result<(Permit, InFlightGuard), Box<Denied>> {
         let entry = permit.entry();
         let plan = entry.workspace.plan(now.wall);
-        let held = self.counters.hold(&charge_of(entry, &entry.limits(&plan), &plan), now);
+        let held = self.counters.hold(&charge_of(entry, &entry.limits(&plan), &plan, Amounts::REQUEST), now);
         drop(plan);
         match held {
             Ok(place) => Ok((permit, place)),
@@ -200,10 +201,12 @@ impl Gate {
     }
 
     /// Steps 7 and 8: charges every limit, then resolves the end user. A refusal of the end user gives the charge back.
+    /// `amounts` is what it is charged: one request, and what it holds if its route is metered.
     pub async fn admit(
         &self,
         permit: Permit,
         end_user: Option<Box<str>>,
+        amounts: Amounts,
         now: Now,
     ) -> Result<Admission, Box<Denied>> {
         let Permit { presented, route, .. } = permit;
@@ -213,7 +216,7 @@ impl Gate {
             return Err(Denied::of(Denial::EndUser, Some(route), presented.entry, None));
         }
         let end_user = end_user.or_else(|| bound.clone());
-        let charged = match self.charge(entry, now).await {
+        let charged = match self.charge(entry, amounts, now).await {
             Ok(charged) => charged,
             Err(declined) => return Err(Denied::declined(declined, route, presented.entry)),
         };
@@ -230,9 +233,9 @@ impl Gate {
         }
     }
 
-    async fn charge(&self, entry: &Entry, now: Now) -> Result<Charged, ChargeError> {
+    async fn charge(&self, entry: &Entry, amounts: Amounts, now: Now) -> Result<Charged, ChargeError> {
         let plan = entry.workspace.plan(now.wall);
-        self.counters.admit(&charge_of(entry, &entry.limits(&plan), &plan), now).await
+        self.counters.admit(&charge_of(entry, &entry.limits(&plan), &plan, amounts), now).await
     }
 
     /// Step 3: finds the key of the presented secret.
@@ -278,12 +281,19 @@ impl Gate {
     }
 }
 
-fn charge_of<'r>(entry: &'r Entry, limits: &'r Limits, plan: &'r PlanInForce) -> Charge<'r> {
+fn charge_of<'r>(
+    entry: &'r Entry,
+    limits: &'r Limits,
+    plan: &'r PlanInForce,
+    amounts: Amounts,
+) -> Charge<'r> {
     Charge {
         key: entry.key.id,
         key_limits: limits,
         workspace: &entry.workspace.id,
         workspace_limits: &plan.workspace_limits,
+        end_user: None,
+        amounts,
     }
 }
 
@@ -477,6 +487,11 @@ impl Admission {
     /// The customer's id of the end user.
     pub fn end_user_name(&self) -> Option<&str> {
         self.end_user.as_ref().map(|(_, name)| &**name)
+    }
+
+    /// Takes out what the request holds, to be settled when it is known what it used.
+    pub fn take_hold(&mut self) -> Option<Hold> {
+        self.charged.take_hold()
     }
 
     /// What is left of each limit.

@@ -6,6 +6,7 @@ use keygate::enduser::{self, EndUserCache};
 use keygate::gate::{Admission, Authorized, Gate, RequestView};
 use keygate::keyring::{FeedFollower, FeedOptions, FoundKey, Keyring};
 use keygate::metrics::Metrics;
+use keygate::model::amounts::Amounts;
 use keygate::model::calendar::Calendar;
 use keygate::model::digest::Digest;
 use keygate::model::id::{KeyId, PlanId, RequestId, WorkspaceId};
@@ -136,7 +137,7 @@ impl Stage {
         let Authorized::Key(permit) = self.gate.authorize(&self.routes, &view).unwrap() else {
             unreachable!()
         };
-        let admitted = pin!(self.gate.admit(permit, None, view.now));
+        let admitted = pin!(self.gate.admit(permit, None, Amounts::REQUEST, view.now));
         match admitted.poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(admitted) => admitted.unwrap(),
             Poll::Pending => unreachable!("what is in memory is not waited for"),
@@ -164,6 +165,8 @@ impl Stage {
             key_limits: &entry.limits(&plan),
             workspace: &entry.workspace.id,
             workspace_limits: &none,
+            end_user: None,
+            amounts: Amounts::REQUEST,
         };
         self.gate.counters.charge(&charge, now).unwrap()
     }

@@ -480,7 +480,7 @@ fn network(net: &IpNet) -> String {
 impl CeilingView {
     /// The view of a limit.
     pub(super) fn new(ceiling: &Ceiling) -> Self {
-        let Ceiling { count, per, max } = *ceiling;
+        let Ceiling { of: _, count, per, max } = *ceiling;
         Self { count: count.as_str(), per: per.as_str(), max }
     }
 }

@@ -124,7 +124,7 @@ impl GrantView {
         let is_active = grant.is_in_force(now);
         let Grant { id, limit, amount, reason, created_by, created_at, until } = grant;
         let (count, per) = match limit {
-            GrantedLimit::Further { count, per } => (Some(count.as_str()), Some(per.as_str())),
+            GrantedLimit::Further { of: _, count, per } => (Some(count.as_str()), Some(per.as_str())),
             GrantedLimit::ApiOpsRateLimit | GrantedLimit::EndUserQuota => (None, None),
         };
         Self {

@@ -228,7 +228,7 @@ fn quotas(
     for ceiling in &plan.limits {
         // A rate is no quota.
         let Some(n) = ceiling.per.window_index() else { continue };
-        let further = GrantedLimit::Further { count: ceiling.count, per: ceiling.per };
+        let further = GrantedLimit::Further { of: ceiling.of, count: ceiling.count, per: ceiling.per };
         all.push(QuotaView::new("limits", Some(ceiling), spent.used[n], (ceiling.max, granted(further))));
     }
     all

@@ -21,8 +21,7 @@ use crate::counter::Counters;
 use crate::durable;
 use crate::keyring::Keyring;
 use crate::model::calendar::Calendar;
-use crate::model::id::KeyId;
-use crate::model::key::Per;
+use crate::model::id::{EndUserId, KeyId, WorkspaceId};
 use crate::model::usage::{UsageSubject, UsageTotals};
 use crate::policy::keys::calendar::Window;
 use crate::policy::keys::secret::{Peppers, Seal};
@@ -242,7 +241,7 @@ impl Write for Sealing<'_> {
 }
 
 fn head(kind: &str) -> String {
-    format!("keygate {kind} 4\n")
+    format!("keygate {kind} 5\n")
 }
 
 /// Keeps the counts that are still valid at another time: those of ended windows are dropped.
@@ -250,6 +249,11 @@ pub(super) fn since(row: &mut UsageTotals, calendar: Calendar, then: Timestamp, 
     for (window, used) in Window::all(calendar, then).iter().zip(&mut row.used) {
         if !window.contains(now) {
             *used = 0;
+        }
+    }
+    for (window, metered) in Window::all(calendar, then).iter().zip(&mut row.metered) {
+        if !window.contains(now) {
+            *metered = Default::default();
         }
     }
 }
@@ -264,24 +268,51 @@ fn put_spent(row: &UsageTotals, out: &mut Vec<u8>) {
             out.extend([1, u8::try_from(id.as_str().len()).unwrap_or(u8::MAX)]);
             out.extend(id.as_str().as_bytes());
         }
+        UsageSubject::EndUser(workspace, id) => {
+            out.extend([2, u8::try_from(workspace.as_str().len()).unwrap_or(u8::MAX)]);
+            out.extend(workspace.as_str().as_bytes());
+            out.extend(id.0.as_bytes());
+        }
     }
     for count in row.used {
         out.extend(count.to_le_bytes());
     }
+    let is_metered = row.metered.iter().flatten().any(|units| *units > 0);
+    out.push(is_metered.into());
+    if is_metered {
+        row.metered.iter().flatten().for_each(|units| out.extend(units.to_le_bytes()));
+    }
 }
 
 fn take_spent(from: &mut &[u8]) -> Option<UsageTotals> {
-    let subject = if take(from, 1)?.first()? == &0 {
-        UsageSubject::Key(KeyId(uuid::Uuid::from_bytes(take(from, 16)?.try_into().ok()?)))
-    } else {
-        let length = usize::from(*take(from, 1)?.first()?);
-        UsageSubject::Workspace(std::str::from_utf8(take(from, length)?).ok()?.parse().ok()?)
+    let subject = match take(from, 1)?.first()? {
+        0 => UsageSubject::Key(KeyId(take_uuid(from)?)),
+        1 => UsageSubject::Workspace(take_workspace(from)?),
+        _ => UsageSubject::EndUser(take_workspace(from)?, EndUserId(take_uuid(from)?)),
     };
-    let mut used = [0; Per::WINDOWS.len()];
-    for count in &mut used {
-        *count = u64::from_le_bytes(take(from, 8)?.try_into().ok()?);
+    let mut totals = UsageTotals::nothing(subject);
+    for count in &mut totals.used {
+        *count = take_u64(from)?;
     }
-    Some(UsageTotals { subject, used })
+    if take(from, 1)?.first()? != &0 {
+        for units in totals.metered.iter_mut().flatten() {
+            *units = take_u64(from)?;
+        }
+    }
+    Some(totals)
+}
+
+fn take_uuid(from: &mut &[u8]) -> Option<uuid::Uuid> {
+    Some(uuid::Uuid::from_bytes(take(from, 16)?.try_into().ok()?))
+}
+
+fn take_workspace(from: &mut &[u8]) -> Option<WorkspaceId> {
+    let length = usize::from(*take(from, 1)?.first()?);
+    std::str::from_utf8(take(from, length)?).ok()?.parse().ok()
+}
+
+fn take_u64(from: &mut &[u8]) -> Option<u64> {
+    Some(u64::from_le_bytes(take(from, 8)?.try_into().ok()?))
 }
 
 fn take<'f>(from: &mut &'f [u8], n: usize) -> Option<&'f [u8]> {
@@ -317,7 +348,8 @@ mod tests {
             (UsageSubject::Key(KeyId::new(NOW)), 7),
             (UsageSubject::Workspace("w".parse().expect("an id")), 9),
         ] {
-            counters.restore(&UsageTotals { subject, used: [1, 2, 3, 4, 5, total] }, Calendar::UTC, NOW);
+            let row = UsageTotals { used: [1, 2, 3, 4, 5, total], ..UsageTotals::nothing(subject) };
+            counters.restore(&row, Calendar::UTC, NOW);
         }
         snapshots.write_keyring(&Keyring::new()).expect("written");
         snapshots.write_spending(&counters, NOW, NOW).expect("written");

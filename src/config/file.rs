@@ -25,7 +25,7 @@ use crate::model::calendar::{self, Calendar, MONTH_DAY_MAX};
 use crate::model::fault::ErrorForm;
 use crate::model::id::PlanId;
 use crate::model::key::{
-    CEILING_MAX, CEILINGS_MAX, Ceiling, DELETED_KEYS_DAYS_MAX, RATE_MAX, RETENTION_DAYS_MAX,
+    CEILING_MAX, CEILINGS_MAX, Ceiling, DELETED_KEYS_DAYS_MAX, Owner, RATE_MAX, RETENTION_DAYS_MAX,
 };
 use crate::model::scope::{SCOPES_MAX, check_required};
 use crate::model::server::HttpUrl;
@@ -415,7 +415,7 @@ fn ceiling(s: &mut Section<'_, '_>) -> Option<Ceiling> {
     let count = s.required("count", &Counted);
     let per = s.required("per", &Word::new());
     let max = s.required("max", &Integer { min: 1, max: CEILING_MAX });
-    Some(Ceiling { count: count?, per: per?, max: max? })
+    Some(Ceiling { of: Owner::Workspace, count: count?, per: per?, max: max? })
 }
 
 fn route(s: &mut Section<'_, '_>) -> RouteFile {

@@ -6,7 +6,7 @@ use super::raw_value::RawValue;
 use super::redis_url;
 use super::rule::{ParsedText, ValueRule, Word, quote, refusal};
 use super::types::{CountersLocation, StoreLocation};
-use crate::model::key::Count;
+use crate::model::key::Measure;
 use crate::model::server::{HttpUrl, ServerAddr};
 use crate::store::postgres::BadPostgresUrl;
 use http::{HeaderName, Method};
@@ -242,20 +242,21 @@ impl ValueRule for CountersUrl {
 // === impl Counted ===
 
 impl ValueRule for Counted {
-    type Value = Count;
+    type Value = Measure;
 
     fn must(&self) -> String {
-        Word::<Count>::new().must()
+        quote(&Measure::Requests)
     }
 
-    fn read(&self, given: RawValue<'_>) -> Result<Count, String> {
-        if given.text() == Some("tokens") {
-            return Err(format!("tokens cannot be counted by this version; must be {}", self.must()));
+    fn read(&self, given: RawValue<'_>) -> Result<Measure, String> {
+        match Word::new().read(given) {
+            Ok(Measure::Requests) => Ok(Measure::Requests),
+            Ok(other) => Err(format!("{other} cannot be counted by this version; must be {}", self.must())),
+            Err(_) => Err(self.must()),
         }
-        Word::new().read(given)
     }
 
-    fn show(&self, value: &Count) -> String {
+    fn show(&self, value: &Measure) -> String {
         quote(value)
     }
 }

@@ -15,16 +15,17 @@ pub mod redis;
 
 pub use crate::model::outage::OnFailure;
 pub use crate::model::server::RedisKind;
-pub use handover::{CounterDelta, Handover, RemoteInFlight};
+pub use handover::{CounterDelta, Handover, MeteredDelta, RemoteInFlight};
 pub use redis::endpoint::{LinkError, RedisEndpoint, RedisTls};
 pub use redis::{Leases, LeasesConfig, TotalsSource};
 
 use crate::clock::{Now, Timestamp};
+use crate::model::amounts::Amounts;
 use crate::model::calendar::Calendar;
-use crate::model::id::{KeyId, WorkspaceId};
+use crate::model::id::{EndUserId, KeyId, WorkspaceId};
 use crate::model::usage::UsageTotals;
-use crate::policy::keys::limit::{Limit, LimitReached, Limits, Remaining};
-use local::{LocalCharge, LocalCounters};
+use crate::policy::keys::limit::{Limit, LimitReached, Limits, MeteredUnits, Remaining};
+use local::{LocalCharge, LocalCounters, LocalHold};
 use redis::{HeldSlot, LeasedUnit};
 use smallvec::SmallVec;
 use std::sync::Arc;
@@ -47,17 +48,29 @@ pub struct Charge<'r> {
     pub workspace: &'r WorkspaceId,
     /// The limits counted over all keys of the workspace.
     pub workspace_limits: &'r Limits,
+    /// The end user, if the plan limits each.
+    pub end_user: Option<(EndUserId, &'r Limits)>,
+    /// What is charged: requests are used, the rest is held until [`Hold::settle`].
+    pub amounts: Amounts,
 }
 
-/// Proof that every limit was charged. Dropping it ends the request in flight; the rest stays charged.
+/// Proof that every limit was charged. Dropping it ends the request in flight and releases its hold, unless that was taken
+/// out; the request stays charged.
 #[derive(Debug)]
 #[must_use = "dropping it ends the request's place in flight"]
 pub struct Charged {
     taken: Option<LocalCharge>,
     unit: Option<LeasedUnit>,
+    hold: Option<Hold>,
     left: LimitsLeft,
     degraded: bool,
 }
+
+/// What a metered request holds until it is known what it used, which may be after it has left the flight. Dropping it
+/// releases the hold.
+#[derive(Debug)]
+#[must_use = "dropping it releases the hold"]
+pub struct Hold(Box<LocalHold>);
 
 /// A place in flight for a request that is not charged yet. Dropping it releases the place.
 #[derive(Debug)]
@@ -125,8 +138,8 @@ impl Counters {
 
     /// The same with the counters of this process.
     pub fn charge(&self, charge: &Charge<'_>, now: Now) -> Result<Charged, Box<Refusal>> {
-        let (taken, left) = self.local.charge(charge, now)?;
-        Ok(Charged { taken: Some(taken), unit: None, left, degraded: false })
+        let (taken, hold, left) = self.local.charge(charge, now)?;
+        Ok(Charged { taken: Some(taken), unit: None, hold: hold.map(Hold), left, degraded: false })
     }
 
     /// Takes a place in flight for a request that will be charged later, if no limit would refuse a charge. Of shared
@@ -191,7 +204,12 @@ impl Charged {
         self.degraded
     }
 
-    /// Gives the whole charge back: the request never reached a backend.
+    /// Takes out what the request holds, to be settled by itself.
+    pub fn take_hold(&mut self) -> Option<Hold> {
+        self.hold.take()
+    }
+
+    /// Gives the whole charge back: the request never reached a backend. A hold that was taken out is released by its drop.
     pub fn give_back(self) {
         if let Some(taken) = self.taken {
             taken.give_back();
@@ -199,6 +217,21 @@ impl Charged {
         if let Some(unit) = self.unit {
             unit.give_back();
         }
+    }
+}
+
+// === impl Hold ===
+
+impl Hold {
+    /// What is held.
+    pub fn amounts(&self) -> &Amounts {
+        self.0.amounts()
+    }
+
+    /// Replaces the hold by what the request used, in the windows of its charge. Returns by how much more each of
+    /// [`Measure::METERED`](crate::model::key::Measure::METERED) now exceeds a limit.
+    pub fn settle(self, used: &Amounts) -> MeteredUnits {
+        self.0.settle(used)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::clock::{Clock, ManualClock, Timestamp};
-use crate::model::key::{Count, Per};
+use crate::model::key::{Measure, Per};
 use crate::model::usage::UsageSubject;
 use crate::policy::keys::limit::{CounterState, LimitName, LimitRule, Mark, RetryAfter};
 use proptest::prelude::*;
@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 fn limits(rules: &[(LimitName, LimitRule)]) -> Limits {
-    rules.iter().map(|(name, rule)| Limit { name: *name, count: Count::Requests, rule: *rule }).collect()
+    rules.iter().map(|(name, rule)| Limit { name: *name, count: Measure::Requests, rule: *rule }).collect()
 }
 
 struct Subject {
@@ -32,6 +32,8 @@ impl Subject {
             key_limits: &self.key_limits,
             workspace: &self.workspace,
             workspace_limits: &self.workspace_limits,
+            end_user: None,
+            amounts: Amounts::REQUEST,
         }
     }
 }
@@ -138,7 +140,8 @@ fn what_the_ledger_knows_is_where_counting_goes_on() {
         [(LimitName::Daily, LimitRule::of(Per::Day, 5)), (LimitName::Quota, LimitRule::of(Per::Total, 100))];
     let subject = Subject::new(limits(&both), Limits::new());
     let (counters, clock) = (Counters::default(), clock());
-    let row = UsageTotals { subject: UsageSubject::Key(subject.key), used: [1, 2, 3, 3, 4, 99] };
+    let row =
+        UsageTotals { used: [1, 2, 3, 3, 4, 99], ..UsageTotals::nothing(UsageSubject::Key(subject.key)) };
     counters.restore(&row, Calendar::UTC, clock.now().wall);
     assert!(counters.charge(&subject.charge(), clock.now()).is_ok());
     let refusal = counters.charge(&subject.charge(), clock.now()).expect_err("the hundred are spent");
@@ -164,11 +167,11 @@ proptest! {
             let now = clock.now();
             match act {
                 0 | 1 => {
-                    let fits = model[who].check(&own, 1, now).is_ok() && model[2].check(&shared, 1, now).is_ok();
+                    let fits = model[who].check(&own, &Amounts::REQUEST, now).is_ok() && model[2].check(&shared, &Amounts::REQUEST, now).is_ok();
                     let charged = counters.charge(&subjects[who].charge(), now);
                     prop_assert_eq!(fits, charged.is_ok());
                     if let Ok(charged) = charged {
-                        let marks = [model[who].take(&own, 1, now), model[2].take(&shared, 1, now)];
+                        let marks = [model[who].take(&own, &Amounts::REQUEST, now), model[2].take(&shared, &Amounts::REQUEST, now)];
                         held.push((who, charged, now, marks));
                     }
                 }

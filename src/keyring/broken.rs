@@ -101,7 +101,7 @@ impl BrokenRows {
         }
         let id = match subject {
             UsageSubject::Key(id) => id.to_string(),
-            UsageSubject::Workspace(id) => id.to_string(),
+            UsageSubject::Workspace(id) | UsageSubject::EndUser(id, _) => id.to_string(),
         };
         self.rows.contains_key(&(table, id))
     }

@@ -19,7 +19,7 @@ use crate::model::id::{KeyId, PlanId, WorkspaceId};
 use crate::model::key::{Key, KeyDetails, Plan};
 use crate::model::scope::Scopes;
 use crate::model::usage::UsageSubject;
-use crate::policy::keys::limit::{Limits, key_limits, workspace_limits};
+use crate::policy::keys::limit::{Limits, end_user_limits, key_limits, workspace_limits};
 use crate::policy::prices::ModelPrice;
 use crate::store::{Change, Credentials, KeyChange, SecretId, Version, snapshot};
 use arc_swap::{ArcSwap, Guard};
@@ -103,6 +103,8 @@ pub struct PlanInForce {
     pub plan: Plan,
     /// Limits for all keys of a workspace together.
     pub workspace_limits: Limits,
+    /// Limits for each end user.
+    pub end_user_limits: Limits,
     /// None: no grants, and all workspaces on the plan share this.
     raise: Option<Raise>,
 }
@@ -218,7 +220,9 @@ impl Keyring {
     pub fn knows(&self, subject: &UsageSubject) -> bool {
         let (is_held, table) = match subject {
             UsageSubject::Key(id) => (self.by_id.get(id).is_some(), "keys"),
-            UsageSubject::Workspace(id) => (self.workspaces.contains_key(id), "workspaces"),
+            UsageSubject::Workspace(id) | UsageSubject::EndUser(id, _) => {
+                (self.workspaces.contains_key(id), "workspaces")
+            }
         };
         is_held || self.broken_rows().holds(table, subject)
     }
@@ -228,7 +232,9 @@ impl Keyring {
         let calendar = |workspace: &Workspace| workspace.plan.load().plan.calendar;
         let found = match subject {
             UsageSubject::Key(id) => self.by_id.get(id).map(|entry| calendar(&entry.workspace)),
-            UsageSubject::Workspace(id) => self.workspaces.get(id).map(|workspace| calendar(&workspace)),
+            UsageSubject::Workspace(id) | UsageSubject::EndUser(id, _) => {
+                self.workspaces.get(id).map(|workspace| calendar(&workspace))
+            }
         };
         found.unwrap_or_default()
     }
@@ -545,7 +551,12 @@ impl Workspace {
 
 impl PlanInForce {
     fn new(plan: Plan) -> Self {
-        Self { workspace_limits: workspace_limits(&plan), plan, raise: None }
+        Self {
+            workspace_limits: workspace_limits(&plan),
+            end_user_limits: end_user_limits(&plan),
+            plan,
+            raise: None,
+        }
     }
 
     /// `base`, to be raised by `grants` when it is first used.

@@ -1,7 +1,7 @@
 //! Grants: what is added to a plan's limits for one workspace, until an instant.
 
 use super::id::GrantId;
-use super::key::{CEILING_MAX, Count, Per, Plan, RATE_MAX};
+use super::key::{CEILING_MAX, Ceiling, Measure, Owner, Per, Plan, RATE_MAX};
 use crate::clock::Timestamp;
 
 /// An addition to one limit of a workspace's plan.
@@ -30,10 +30,12 @@ pub enum GrantedLimit {
     ApiOpsRateLimit,
     /// [`Plan::end_user_quota`].
     EndUserQuota,
-    /// The one of [`Plan::limits`] with this measure and window.
+    /// The one of [`Plan::limits`] with this owner, measure and window.
     Further {
+        /// Whose usage it counts.
+        of: Owner,
         /// What it counts.
-        count: Count,
+        count: Measure,
         /// Its window.
         per: Per,
     },
@@ -59,7 +61,9 @@ impl GrantedLimit {
     pub fn is_in(self, plan: &Plan) -> bool {
         match self {
             Self::ApiOpsRateLimit | Self::EndUserQuota => true,
-            Self::Further { count, per } => plan.limits.iter().any(|c| c.count == count && c.per == per),
+            Self::Further { of, count, per } => {
+                plan.limits.iter().any(|c| (c.of, c.count, c.per) == (of, count, per))
+            }
         }
     }
 }
@@ -87,7 +91,8 @@ pub fn raised(plan: &Plan, grants: &[Grant], at: Timestamp) -> Plan {
     let more = |max: u64, limit| max.saturating_add(added(limit)).min(CEILING_MAX.max(max));
     plan.end_user_quota = more(plan.end_user_quota, GrantedLimit::EndUserQuota);
     for ceiling in &mut plan.limits {
-        ceiling.max = more(ceiling.max, GrantedLimit::Further { count: ceiling.count, per: ceiling.per });
+        let Ceiling { of, count, per, max } = *ceiling;
+        ceiling.max = more(max, GrantedLimit::Further { of, count, per });
     }
     plan
 }
@@ -101,11 +106,10 @@ pub fn next_end(grants: &[Grant], at: Timestamp) -> Option<Timestamp> {
 mod tests {
     use super::*;
     use crate::model::calendar::Calendar;
-    use crate::model::key::Ceiling;
 
     #[test]
     fn grants_add_up_and_each_ends_at_its_end() {
-        let monthly = Ceiling { count: Count::Requests, per: Per::Month, max: 1_000 };
+        let monthly = Ceiling { of: Owner::Workspace, count: Measure::Requests, per: Per::Month, max: 1_000 };
         let plan = Plan {
             id: "p".parse().expect("an id"),
             api_ops_rate_limit: 10,
@@ -123,8 +127,8 @@ mod tests {
             created_at: Timestamp::from_secs(1),
             until: Timestamp::from_secs(until),
         };
-        let month = GrantedLimit::Further { count: Count::Requests, per: Per::Month };
-        let hour = GrantedLimit::Further { count: Count::Requests, per: Per::Hour };
+        let month = GrantedLimit::Further { of: Owner::Workspace, count: Measure::Requests, per: Per::Month };
+        let hour = GrantedLimit::Further { of: Owner::Workspace, count: Measure::Requests, per: Per::Hour };
         let grants = [
             grant(GrantedLimit::EndUserQuota, 5, 10),
             grant(GrantedLimit::EndUserQuota, 7, 20),

@@ -67,8 +67,10 @@ pub struct Ceilings {
 /// A further limit: at most `max` of `count` in each `per`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ceiling {
+    /// Whose usage it counts. A limit of a key is of that key.
+    pub of: Owner,
     /// What it counts.
-    pub count: Count,
+    pub count: Measure,
     /// Its window.
     pub per: Per,
     /// The most that is admitted in a window.
@@ -86,7 +88,7 @@ pub struct Plan {
     pub end_user_quota: u64,
     /// Requests per day for keys created without a daily limit; none: no limit.
     pub default_daily_request_limit: Option<u64>,
-    /// Further limits, each for all keys of the workspace together.
+    /// Further limits: for all keys of the workspace together, for each key, or for each end user.
     pub limits: Box<[Ceiling]>,
     /// When the days, weeks and months of all limits begin, those of keys too.
     pub calendar: Calendar,
@@ -173,9 +175,29 @@ words!(
 
 words!(
     /// What a limit counts.
-    Count {
+    Measure {
         /// Admitted requests.
         Requests = "requests",
+        /// Tokens of input and output.
+        Tokens = "tokens",
+        /// Tokens of input.
+        InputTokens = "input_tokens",
+        /// Tokens of output.
+        OutputTokens = "output_tokens",
+        /// Cost, in billionths of the currency unit.
+        Cost = "cost",
+    }
+);
+
+words!(
+    /// Whose usage a limit of a plan counts.
+    Owner {
+        /// All keys of a workspace together.
+        Workspace = "workspace",
+        /// Each key.
+        Key = "key",
+        /// Each end user of a workspace.
+        EndUser = "end_user",
     }
 );
 
@@ -223,7 +245,23 @@ impl KeyDetails {
     }
 }
 
-// === impl Per, KeyType ===
+// === impl Measure, Per, KeyType ===
+
+impl Measure {
+    /// The measures that only a meter finds out.
+    pub const METERED: [Self; 4] = [Self::Tokens, Self::InputTokens, Self::OutputTokens, Self::Cost];
+
+    /// Its index in [`Self::METERED`]; none for requests.
+    pub const fn metered_index(self) -> Option<usize> {
+        Some(match self {
+            Self::Requests => return None,
+            Self::Tokens => 0,
+            Self::InputTokens => 1,
+            Self::OutputTokens => 2,
+            Self::Cost => 3,
+        })
+    }
+}
 
 impl Per {
     /// The calendar windows, in the order in which counts are stored and sent.

@@ -2,6 +2,7 @@
 //!
 //! Must not know: rules, requests, any store or server.
 
+pub mod amounts;
 pub mod calendar;
 pub mod digest;
 pub mod fault;

@@ -3,9 +3,10 @@
 pub mod fields;
 
 use crate::clock::Timestamp;
+use crate::model::amounts::Amounts;
 use crate::model::fault::Fault;
 use crate::model::id::{EndUserId, KeyId, RequestId, WorkspaceId};
-use crate::model::key::{Per, words};
+use crate::model::key::{Measure, Per, words};
 use crate::model::tokens::{MeterReading, ReadingSource, TokenCounts};
 use fields::{Field, FieldReader, FieldWriter};
 use std::net::IpAddr;
@@ -165,6 +166,8 @@ pub struct UsageTotals {
     pub subject: UsageSubject,
     /// Charged requests in each of [`Per::WINDOWS`].
     pub used: [u64; Per::WINDOWS.len()],
+    /// What meters found out in each of [`Per::WINDOWS`], in the order of [`Measure::METERED`].
+    pub metered: [[u64; Measure::METERED.len()]; Per::WINDOWS.len()],
 }
 
 /// The subject.
@@ -174,12 +177,15 @@ pub enum UsageSubject {
     Key(KeyId),
     /// All keys of a workspace together.
     Workspace(WorkspaceId),
+    /// One end user's of this workspace.
+    EndUser(WorkspaceId, EndUserId),
 }
 
 impl UsageTotals {
     /// No usage.
     pub const fn nothing(subject: UsageSubject) -> Self {
-        Self { subject, used: [0; Per::WINDOWS.len()] }
+        let metered = [[0; Measure::METERED.len()]; Per::WINDOWS.len()];
+        Self { subject, used: [0; Per::WINDOWS.len()], metered }
     }
 }
 
@@ -202,6 +208,11 @@ impl UsageRecord {
         self.cost_nano = cost_nano;
         self.usage_source = Some(source);
         self.provider_request_id = text(provider_request_id);
+    }
+
+    /// What it counts of each measure that a meter finds out.
+    pub fn amounts(&self) -> Amounts {
+        Amounts::used(&self.tokens(), self.cost_nano)
     }
 
     /// Its tokens by kind; a kind that is not known is 0.

@@ -4,16 +4,23 @@
 //!
 //! *Invariant:* an answer is metered once, however many attempts it took.
 
+use crate::counter::Hold;
 use crate::metrics::Metrics;
+use crate::model::amounts::Amounts;
 use crate::model::tokens::MeterReading;
 use crate::policy::http::field_lines::EditFields;
 use crate::policy::meter::{
-    Meter, MeterEnd, Metered, MeteredRequest, RequestReader, Unreadable, model_in_path,
+    HoldBounds, HoldRequest, Meter, MeterEnd, Metered, MeteredRequest, RequestReader, Unreadable,
+    model_in_path,
 };
+use crate::policy::prices::PriceTable;
 use crate::policy::routing::route::Route;
 use crate::usage::PendingRecord;
 use http::{HeaderValue, Method, StatusCode};
 use std::sync::Arc;
+
+/// Output tokens that a metered request holds at most.
+const HELD_OUTPUT: u64 = 4_096;
 
 /// The meter of one request on a metered route.
 pub struct RequestMeter {
@@ -24,6 +31,8 @@ pub struct RequestMeter {
     /// The model that the path names.
     model_in_path: Option<Box<str>>,
     answer: Option<Meter>,
+    /// What the request holds of its key's and workspace's limits.
+    hold: Option<Hold>,
     /// Whether the client gets this answer.
     is_answered: bool,
 }
@@ -51,8 +60,22 @@ impl RequestMeter {
             request: RequestReader::default(),
             model_in_path: model_in_path(path),
             answer: None,
+            hold: None,
             is_answered: false,
         }))
+    }
+
+    /// What the request holds, to be settled with its use.
+    pub fn set_hold(&mut self, hold: Option<Hold>) {
+        self.hold = hold;
+    }
+
+    /// What a request holds that says this about itself; nothing more than itself if its route is not metered.
+    pub fn amounts(route: &Route, request: &HoldRequest<'_>, prices: &PriceTable) -> Amounts {
+        if route.meter.is_none() {
+            return Amounts::REQUEST;
+        }
+        request.amounts(HoldBounds { route: HELD_OUTPUT, usual: None }, prices.find(request.model))
     }
 
     /// The head of an answer.
@@ -97,8 +120,9 @@ impl RequestMeter {
             model_requested: &model.into(),
         });
         self.count(&metered);
-        if let Some(reading) = metered.reading {
-            record.metered(&self.route.name, reading);
+        let used = metered.reading.map(|reading| record.metered(&self.route.name, reading));
+        if let Some(hold) = self.hold.take() {
+            _ = hold.settle(&used.unwrap_or_default());
         }
     }
 

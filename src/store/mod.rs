@@ -365,6 +365,15 @@ pub trait Ledger: Send + Sync + 'static {
         to: mpsc::Sender<Vec<UsageTotals>>,
     ) -> Result<(), StoreError>;
 
+    /// The usage of every end user of a workspace, in windows of a day and longer: no shorter ones are kept.
+    async fn end_user_totals(
+        &self,
+        workspace: &WorkspaceId,
+        at: Timestamp,
+        calendar: Calendar,
+        to: mpsc::Sender<Vec<UsageTotals>>,
+    ) -> Result<(), StoreError>;
+
     /// The same for one subject; zeros if it has spent nothing.
     async fn totals_of(
         &self,

@@ -12,6 +12,7 @@ use crate::model::grant::Grant;
 use crate::model::id::{PlanId, WorkspaceId};
 use crate::model::key::{Key, KeyDetails, Plan};
 use crate::policy::prices::ModelPrice;
+use crate::store::shared::limits::limits_to_json;
 use uuid::Uuid;
 
 /// Most columns of a row.
@@ -32,7 +33,7 @@ struct Row<'v>(Vec<Value<'v>>);
 
 /// Adds a plan.
 pub fn put_plan(plan: &Plan, out: &mut Vec<u8>) {
-    let (id, limits) = (Value::Text(plan.id.as_str()), rules::limits_to_json(&plan.limits).to_string());
+    let (id, limits) = (Value::Text(plan.id.as_str()), limits_to_json(&plan.limits).to_string());
     let (rate, quota) = (Value::Int(plan.api_ops_rate_limit.into()), Value::Int(int(plan.end_user_quota)));
     let daily = maybe(plan.default_daily_request_limit);
     let again = Value::Text(plan.id.as_str());
@@ -57,7 +58,7 @@ pub fn put_key(
 ) {
     let Some(current) = credentials.first() else { return };
     let old = credentials.get(1);
-    let limits = rules::limits_to_json(&key.ceilings.limits).to_string();
+    let limits = limits_to_json(&key.ceilings.limits).to_string();
     let ips = rules::ips_to_json(&key.allowed_ips).to_string();
     let metadata: serde_json::Map<_, _> =
         details.metadata.iter().map(|(name, value)| (name.to_string(), (&**value).into())).collect();
@@ -239,7 +240,7 @@ mod tests {
     use crate::model::digest::Digest;
     use crate::model::grant::GrantedLimit;
     use crate::model::id::{GrantId, KeyId};
-    use crate::model::key::{Ceilings, Count, KeyType, Per};
+    use crate::model::key::{Ceilings, KeyType, Measure, Owner, Per};
     use crate::policy::prices::Rates;
     use crate::store::{KeyChange, SecretId};
     use smallvec::SmallVec;
@@ -257,8 +258,10 @@ mod tests {
                 daily_request_limit: (at > 1).then_some(1_000),
                 quota_limit: (at > 1).then_some(9),
                 concurrency_limit: None,
-                limits: rules::limits_from_json(r#"[{"count":"requests","per":"hour","max":3}]"#)
-                    .expect("limits"),
+                limits: crate::store::shared::limits::limits_from_json(
+                    r#"[{"count":"requests","per":"hour","max":3}]"#,
+                )
+                .expect("limits"),
             },
             allowed_ips: ["10.0.0.0/8".parse().expect("a network")].into(),
             is_active: at > 1,
@@ -296,7 +299,7 @@ mod tests {
             created_at: Timestamp::from_micros(1_000_001),
             until: Timestamp::from_micros(2_000_003),
         };
-        let month = GrantedLimit::Further { count: Count::Requests, per: Per::Month };
+        let month = GrantedLimit::Further { of: Owner::Workspace, count: Measure::Requests, per: Per::Month };
         let limits = [GrantedLimit::ApiOpsRateLimit, GrantedLimit::EndUserQuota, month];
         let grants: Box<[Grant]> = limits.map(grant).into();
         let mut bytes = Vec::new();

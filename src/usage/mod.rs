@@ -32,6 +32,8 @@ pub use totals::JournalTotals;
 pub use writer::{LedgerWriter, LedgerWriterOptions, WriterProgress};
 
 use crate::metrics::Metrics;
+use crate::policy::prices::PriceTable;
+use arc_swap::Guard;
 use std::sync::Arc;
 
 /// Records requests.
@@ -53,6 +55,11 @@ impl Recorder {
     #[must_use]
     pub fn pricing(self, prices: Arc<PricesInForce>) -> Self {
         Self { prices, ..self }
+    }
+
+    /// The prices in force now.
+    pub fn prices(&self) -> Guard<Arc<PriceTable>> {
+        self.prices.table()
     }
 
     /// Fails if requests must be refused now, because they could not be recorded.

@@ -3,6 +3,7 @@
 use super::journal::codec::{Admit, Complete, FrameKind, Reading, encode_whole, interrupted};
 use super::{JournalFull, Recorder, WhenFull};
 use crate::clock::{Clock, Now};
+use crate::model::amounts::Amounts;
 use crate::model::fault::Fault;
 use crate::model::id::{EndUserId, KeyId, RequestId, WorkspaceId};
 use crate::model::tokens::MeterReading;
@@ -63,13 +64,7 @@ struct RecordOutcome {
     bytes_in: u64,
     bytes_out: u64,
     upstream: Option<Arc<str>>,
-    metered: Option<Box<Metered>>,
-}
-
-/// A reading and the route whose meter made it.
-struct Metered {
-    route: Box<str>,
-    reading: MeterReading,
+    metered: Option<Box<MeterReading>>,
 }
 
 impl PendingRecord {
@@ -160,10 +155,13 @@ impl PendingRecord {
         (self.facts.bytes_in, self.facts.bytes_out) = (bytes_in, bytes_out);
     }
 
-    /// What the meter of the route with this name has found out so far. May be set several times until the record ends; the
-    /// last one counts. Its cost is computed when the record ends, unless the provider reported one.
-    pub fn metered(&mut self, route: &str, reading: MeterReading) {
-        self.facts.metered = Some(Box::new(Metered { route: route.into(), reading }));
+    /// What the meter of the route with this name has found out at the end, with its cost by the prices in force now. Returns
+    /// what that is of each measure.
+    pub fn metered(&mut self, route: &str, mut reading: MeterReading) -> Amounts {
+        self.set_cost(route, &mut reading);
+        let used = Amounts::of(&reading);
+        self.facts.metered = Some(Box::new(reading));
+        used
     }
 
     /// Ends the record: the request was refused.
@@ -180,7 +178,6 @@ impl PendingRecord {
         if std::mem::replace(&mut self.ended, true) {
             return;
         }
-        self.set_cost();
         let facts = &self.facts;
         let complete = Complete {
             outcome,
@@ -190,9 +187,9 @@ impl PendingRecord {
             ttfb_us: facts.ttfb_us,
             bytes_in: facts.bytes_in,
             bytes_out: facts.bytes_out,
-            tokens_used: facts.metered.as_ref().map_or(0, |metered| metered.reading.tokens.total),
+            tokens_used: facts.metered.as_ref().map_or(0, |reading| reading.tokens.total),
             upstream: facts.upstream.as_deref().unwrap_or_default(),
-            reading: facts.metered.as_ref().map(|metered| Reading::from(&metered.reading)),
+            reading: facts.metered.as_deref().map(Reading::from),
             ..interrupted(self.id, facts.charged)
         };
         let Recorder { journal, metrics, .. } = &self.recorder;
@@ -217,16 +214,15 @@ impl PendingRecord {
     }
 
     /// Computes the cost by the prices in force now, once and for ever.
-    fn set_cost(&mut self) {
-        let Some(Metered { route, reading }) = self.facts.metered.as_deref_mut() else { return };
+    fn set_cost(&self, route: &str, reading: &mut MeterReading) {
         let (prices, metrics) = (self.recorder.prices.table(), &self.recorder.metrics);
         reading.cost_nano = prices.cost(reading);
         match reading.cost_nano {
             Some(cost) => {
                 let model = prices.label(&reading.model_served, &reading.model_requested);
-                metrics.cost_nano.with_label_values(&[&**route, model]).inc_by(cost);
+                metrics.cost_nano.with_label_values(&[route, model]).inc_by(cost);
             }
-            None => metrics.unpriced.with_label_values(&[&**route]).inc(),
+            None => metrics.unpriced.with_label_values(&[route]).inc(),
         }
     }
 

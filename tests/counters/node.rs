@@ -5,9 +5,10 @@ use keygate::clock::{Clock, SystemClock, Timestamp};
 use keygate::counter::{Charge, ChargeError, Charged, Counters, Leases, LeasesConfig, OnFailure};
 use keygate::counter::{LinkError, RedisEndpoint, RedisKind, TotalsSource};
 use keygate::metrics::Metrics;
+use keygate::model::amounts::Amounts;
 use keygate::model::calendar::Calendar;
 use keygate::model::id::{KeyId, WorkspaceId};
-use keygate::model::key::{Count, Per};
+use keygate::model::key::{Measure, Per};
 use keygate::model::usage::{UsageSubject, UsageTotals};
 use keygate::policy::keys::limit::{Limit, LimitName, LimitRule, Limits};
 use std::net::SocketAddr;
@@ -39,7 +40,7 @@ impl TotalsSource for Ledger {
             tokio::time::sleep(self.1).await;
         }
         let n = self.0.load(Ordering::SeqCst);
-        Some(UsageTotals { subject: subject.clone(), used: [n; Per::WINDOWS.len()] })
+        Some(UsageTotals { used: [n; Per::WINDOWS.len()], ..UsageTotals::nothing(subject.clone()) })
     }
 
     fn behind(&self) -> Duration {
@@ -188,6 +189,8 @@ impl TestKey {
             key_limits: &self.limits,
             workspace: &self.workspace,
             workspace_limits: &self.workspace_limits,
+            end_user: None,
+            amounts: Amounts::REQUEST,
         };
         node.counters.admit(&charge, clock().now()).await
     }
@@ -234,5 +237,5 @@ impl TestKey {
 }
 
 pub(crate) fn limits(rules: &[(LimitName, LimitRule)]) -> Limits {
-    rules.iter().map(|(name, rule)| Limit { name: *name, count: Count::Requests, rule: *rule }).collect()
+    rules.iter().map(|(name, rule)| Limit { name: *name, count: Measure::Requests, rule: *rule }).collect()
 }

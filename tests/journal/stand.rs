@@ -274,6 +274,16 @@ impl Ledger for TestLedger {
         nothing()
     }
 
+    async fn end_user_totals(
+        &self,
+        _: &WorkspaceId,
+        _: Timestamp,
+        _: Calendar,
+        _: mpsc::Sender<Vec<UsageTotals>>,
+    ) -> Result<(), StoreError> {
+        nothing()
+    }
+
     async fn totals_of(
         &self,
         _: &UsageSubject,

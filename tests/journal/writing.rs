@@ -54,7 +54,7 @@ async fn a_metered_request_costs_what_its_model_costs_when_it_ends() {
     };
     let serve = |stand: &Stand, readings: &[MeterReading]| {
         let (id, mut pending) = stand.begin(1);
-        readings.iter().for_each(|reading| pending.metered("app", reading.clone()));
+        readings.iter().for_each(|reading| _ = pending.metered("app", reading.clone()));
         pending.complete(Outcome::Served, 200);
         id
     };

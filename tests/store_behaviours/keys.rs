@@ -7,7 +7,7 @@ use crate::place::{
 use keygate::clock::Timestamp;
 use keygate::model::calendar::Calendar;
 use keygate::model::id::{KeyId, WorkspaceId};
-use keygate::model::key::{Ceiling, Count, KeyType, Per};
+use keygate::model::key::{Ceiling, KeyType, Measure, Owner, Per};
 use keygate::model::usage::UsageSubject;
 use keygate::store::{
     Change, Credential, ImportedKeyHistory, IssuedCredential, KeyFilter, KeyPatch, KeyRecord, PlanPatch,
@@ -64,7 +64,8 @@ pub(crate) async fn a_created_key_reads_back_exactly(place: Place) {
     ceilings.rate_burst = Some(7);
     ceilings.quota_limit = Some((1 << 53) - 1);
     ceilings.concurrency_limit = Some(3);
-    ceilings.limits = [Ceiling { count: Count::Requests, per: Per::Month, max: 9 }].into();
+    ceilings.limits =
+        [Ceiling { of: Owner::Workspace, count: Measure::Requests, per: Per::Month, max: 9 }].into();
     let expected = KeyRecord {
         key: new.key.clone(),
         name: new.name.clone(),
@@ -278,7 +279,9 @@ pub(crate) async fn a_patch_changes_what_it_names(place: Place) {
         daily_request_limit: Some(None),
         quota_limit: Some(Some(2)),
         concurrency_limit: Some(Some(3)),
-        limits: Some([Ceiling { count: Count::Requests, per: Per::Hour, max: 4 }].into()),
+        limits: Some(
+            [Ceiling { of: Owner::Workspace, count: Measure::Requests, per: Per::Hour, max: 4 }].into(),
+        ),
         is_active: Some(false),
         expires_at: Some(Some(after(1))),
         allowed_ips: Some(["192.0.2.1/32".parse().unwrap()].into()),

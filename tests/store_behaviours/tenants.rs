@@ -6,7 +6,7 @@ use crate::place::{
 use keygate::model::calendar::{Calendar, WeekDay, zone};
 use keygate::model::grant::{GRANTS_MAX, Grant, GrantedLimit};
 use keygate::model::id::GrantId;
-use keygate::model::key::{Ceiling, Count, Per};
+use keygate::model::key::{Ceiling, Measure, Owner, Per};
 use keygate::store::{
     AuditFilter, EndUserAdmission, KeyFilter, KeyPatch, PlanPatch, PlanRecord, StoreError, WorkspacePatch,
     WorkspaceRecord,
@@ -30,7 +30,8 @@ pub(crate) async fn a_plan_reads_back_exactly(place: Place) {
     let mut gold = plan("gold");
     gold.description = "50 % more 中".into();
     gold.plan.end_user_quota = (1 << 53) - 1;
-    gold.plan.limits = [Ceiling { count: Count::Requests, per: Per::Week, max: 0 }].into();
+    gold.plan.limits =
+        [Ceiling { of: Owner::Workspace, count: Measure::Requests, per: Per::Week, max: 0 }].into();
     gold.plan.calendar =
         Calendar { zone: zone("Asia/Shanghai").unwrap(), month_day: 15, week_day: WeekDay::Sunday };
     let written = place.create_plan(gold.clone(), &someone(), T0).await.unwrap();
@@ -63,7 +64,8 @@ pub(crate) async fn a_patched_plan_keeps_the_rest(place: Place) {
     expected.plan.calendar.month_day = 31;
     assert_eq!(written.value, expected);
     assert_eq!(place.plan(&plan_id("gold")).await.unwrap(), Some(expected));
-    let too_many = [Ceiling { count: Count::Requests, per: Per::Day, max: 1 }; 9].into();
+    let too_many =
+        [Ceiling { of: Owner::Workspace, count: Measure::Requests, per: Per::Day, max: 1 }; 9].into();
     let patch = PlanPatch { limits: Some(too_many), ..PlanPatch::default() };
     let error = place.update_plan(&plan_id("gold"), patch, &someone(), T0).await.unwrap_err();
     assert!(matches!(error, StoreError::Invalid { field: "limits", .. }), "{error}");
@@ -379,10 +381,11 @@ pub(crate) async fn a_granted_rate_allows_keys_above_the_plan(place: Place) {
 
 pub(crate) async fn a_grant_is_for_a_limit_of_the_plan_and_there_are_not_too_many(place: Place) {
     let w = place.tenant("w1").await;
-    let month = GrantedLimit::Further { count: Count::Requests, per: Per::Month };
+    let month = GrantedLimit::Further { of: Owner::Workspace, count: Measure::Requests, per: Per::Month };
     let error = place.create_grant(&w, grant(month, 1, 10), &someone(), T0).await.unwrap_err();
     assert!(matches!(error, StoreError::Invalid { field: "limit", .. }), "{error}");
-    let monthly = [Ceiling { count: Count::Requests, per: Per::Month, max: 5 }].into();
+    let monthly =
+        [Ceiling { of: Owner::Workspace, count: Measure::Requests, per: Per::Month, max: 5 }].into();
     let patch = PlanPatch { limits: Some(monthly), ..PlanPatch::default() };
     place.update_plan(&plan_id("basic"), patch, &someone(), T0).await.unwrap();
     for _ in 0..GRANTS_MAX {

@@ -5,7 +5,7 @@ use super::rules;
 use crate::clock::Timestamp;
 use crate::model::grant::{Grant, GrantedLimit};
 use crate::model::id::{GrantId, PlanId};
-use crate::model::key::{CEILING_MAX, Count, DAILY_DEFAULT, DELETED_KEYS_DAYS_DEFAULT, Per, Plan};
+use crate::model::key::{CEILING_MAX, DAILY_DEFAULT, DELETED_KEYS_DAYS_DEFAULT, Measure, Owner, Per, Plan};
 use crate::store::{PlanPatch, PlanRecord, WorkspacePatch};
 use serde_json::{Map, Value};
 
@@ -140,10 +140,10 @@ impl CreateGrantInput {
             // These fields of other limits are unknown.
             Some(_) => {
                 let (count, per) = (
-                    fields.required("count", rules::word::<Count>),
+                    fields.required("count", rules::word::<Measure>),
                     fields.required("per", rules::word::<Per>),
                 );
-                count.zip(per).map(|(count, per)| GrantedLimit::Further { count, per })
+                count.zip(per).map(|(count, per)| GrantedLimit::Further { of: Owner::Workspace, count, per })
             }
             None => None,
         };

@@ -5,7 +5,8 @@ use super::instant::{INSTANT_ALLOWED, parse_instant};
 use crate::clock::Timestamp;
 use crate::model::calendar::{self, Calendar, MONTH_DAY_MAX, UnknownZone, WeekDay};
 use crate::model::key::{
-    CEILING_MAX, CEILINGS_MAX, Ceiling, Count, DELETED_KEYS_DAYS_MAX, Per, RATE_MAX, RETENTION_DAYS_MAX,
+    CEILING_MAX, CEILINGS_MAX, Ceiling, DELETED_KEYS_DAYS_MAX, Measure, Owner, Per, RATE_MAX,
+    RETENTION_DAYS_MAX,
 };
 use crate::model::scope::{Scopes, check_granted};
 use crate::policy::keys::credential::{END_USER_MAX, is_end_user};
@@ -188,7 +189,9 @@ fn one_limit(value: &Value) -> Result<Ceiling, ValidationErrors> {
         _ => fields.required("max", ceiling),
     };
     match (count, per, max, fields.finish()) {
-        (Some(count), Some(per), Some(max), errors) if errors.is_empty() => Ok(Ceiling { count, per, max }),
+        (Some(count), Some(per), Some(max), errors) if errors.is_empty() => {
+            Ok(Ceiling { of: Owner::Workspace, count, per, max })
+        }
         (.., errors) => Err(ValidationErrors(errors)),
     }
 }
@@ -218,11 +221,11 @@ fn zone(value: &Value) -> Result<Tz, ValidationErrors> {
     named.map_err(|unknown| unknown.to_string().into())
 }
 
-fn count(value: &Value) -> Result<Count, ValidationErrors> {
-    if value.as_str() == Some("tokens") {
-        return Err("counting tokens is not supported by this version; use requests".into());
+fn count(value: &Value) -> Result<Measure, ValidationErrors> {
+    match word(value)? {
+        Measure::Requests => Ok(Measure::Requests),
+        other => Err(format!("counting {other} is not supported by this version; use requests").into()),
     }
-    word(value)
 }
 
 /// Source addresses and networks.

@@ -4,7 +4,7 @@ use super::*;
 use crate::clock::Timestamp;
 use crate::model::calendar::{self, Calendar, WeekDay};
 use crate::model::id::{KeyId, WorkspaceId};
-use crate::model::key::{Ceiling, Count, KeyType, Per, Plan};
+use crate::model::key::{Ceiling, KeyType, Measure, Owner, Per, Plan};
 use crate::model::scope::{Scopes, check_granted};
 use crate::store::StoreError;
 use proptest::prelude::*;
@@ -317,7 +317,12 @@ fn everything_that_can_be_asked_for_is_read() {
         daily_request_limit: Some(Some(7)),
         quota_limit: Some(8),
         concurrency_limit: Some(3),
-        limits: Box::new([Ceiling { count: Count::Requests, per: Per::Hour, max: 4 }]),
+        limits: Box::new([Ceiling {
+            of: Owner::Workspace,
+            count: Measure::Requests,
+            per: Per::Hour,
+            max: 4,
+        }]),
         expires_at: Some(Timestamp::from_secs(1_767_312_000)),
         end_user: Some("ann".into()),
         allowed_ips: ["192.0.2.7/32", "10.0.0.0/8", "2001:db8::/32"]

@@ -1,10 +1,10 @@
 //! Messages between the two processes: lines of JSON, so that binaries of different versions understand each other.
 
 use crate::clock::Timestamp;
-use crate::counter::CounterDelta;
+use crate::counter::{CounterDelta, MeteredDelta};
 use crate::model::calendar::{self, Calendar};
-use crate::model::id::{KeyId, WorkspaceId};
-use crate::model::key::Per;
+use crate::model::id::{EndUserId, KeyId, WorkspaceId};
+use crate::model::key::{Measure, Per};
 use crate::model::usage::UsageSubject;
 use crate::policy::keys::limit::BucketDebt;
 use serde::{Deserialize, Serialize};
@@ -63,38 +63,68 @@ pub(super) struct CounterRow {
     month_day: u8,
     week_day: String,
     spent: [i64; Per::WINDOWS.len()],
+    /// The end user of `workspace`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    end_user: Option<Uuid>,
+    /// For each window, what was used of each measure, and what is held.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    metered: Option<Box<[[MeteredRow; 2]; Per::WINDOWS.len()]>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     ahead_ns: Option<[u64; 2]>,
     #[serde(default)]
     in_flight: i64,
 }
 
+/// Units of each of [`Measure::METERED`].
+type MeteredRow = [i64; Measure::METERED.len()];
+
 impl From<CounterDelta> for CounterRow {
-    fn from(CounterDelta { subject, at, calendar, spent, debt, in_flight }: CounterDelta) -> Self {
-        let (key, workspace) = match subject {
-            UsageSubject::Key(KeyId(id)) => (Some(id), None),
-            UsageSubject::Workspace(id) => (None, Some(id.as_str().to_owned())),
+    fn from(CounterDelta { subject, at, calendar, spent, metered, debt, in_flight }: CounterDelta) -> Self {
+        let (key, workspace, end_user) = match subject {
+            UsageSubject::Key(KeyId(id)) => (Some(id), None, None),
+            UsageSubject::Workspace(id) => (None, Some(id.as_str().to_owned()), None),
+            UsageSubject::EndUser(workspace, EndUserId(id)) => {
+                (None, Some(workspace.as_str().to_owned()), Some(id))
+            }
         };
+        let metered = metered.map(|all| Box::new(all.map(|MeteredDelta { used, held }| [used, held])));
         let ahead_ns = debt.map(|BucketDebt { rate_ns, second_ns }| [rate_ns, second_ns]);
         let Calendar { zone, month_day, week_day } = calendar;
         let (zone, week_day) = (zone.name().to_owned(), week_day.to_string());
-        Self { key, workspace, at_us: at.as_micros(), zone, month_day, week_day, spent, ahead_ns, in_flight }
+        let at_us = at.as_micros();
+        Self {
+            key,
+            workspace,
+            at_us,
+            zone,
+            month_day,
+            week_day,
+            spent,
+            end_user,
+            metered,
+            ahead_ns,
+            in_flight,
+        }
     }
 }
 
 impl CounterRow {
     /// None: the subject or its calendar is unknown.
     pub(super) fn read(self) -> Option<CounterDelta> {
-        let subject = match (self.key, self.workspace) {
-            (Some(id), _) => UsageSubject::Key(KeyId(id)),
-            (None, Some(id)) => UsageSubject::Workspace(id.parse::<WorkspaceId>().ok()?),
-            (None, None) => return None,
+        let subject = match (self.key, self.workspace, self.end_user) {
+            (Some(id), ..) => UsageSubject::Key(KeyId(id)),
+            (None, Some(workspace), Some(id)) => {
+                UsageSubject::EndUser(workspace.parse::<WorkspaceId>().ok()?, EndUserId(id))
+            }
+            (None, Some(id), None) => UsageSubject::Workspace(id.parse::<WorkspaceId>().ok()?),
+            (None, None, _) => return None,
         };
+        let metered = self.metered.map(|all| Box::new(all.map(|[used, held]| MeteredDelta { used, held })));
         let debt = self.ahead_ns.map(|[rate_ns, second_ns]| BucketDebt { rate_ns, second_ns });
         let (at, spent, in_flight) = (Timestamp::from_micros(self.at_us), self.spent, self.in_flight);
         let (zone, week_day) = (calendar::zone(&self.zone).ok()?, self.week_day.parse().ok()?);
         let calendar = Calendar { zone, month_day: self.month_day, week_day };
-        Some(CounterDelta { subject, at, calendar, spent, debt, in_flight })
+        Some(CounterDelta { subject, at, calendar, spent, metered, debt, in_flight })
     }
 }
 
@@ -122,11 +152,12 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_written_is_read_and_half_of_it_is_nothing() {
-        let told = |subject, debt| CounterDelta {
+        let told = |subject, debt, metered| CounterDelta {
             subject,
             at: Timestamp::from_micros(7),
             calendar: Calendar { zone: calendar::zone("Asia/Shanghai").expect("a zone"), ..Calendar::UTC },
             spent: [1, -2, 3, 4, i64::MAX, i64::MIN],
+            metered,
             debt,
             in_flight: -4,
         };
@@ -134,8 +165,14 @@ mod tests {
             told(
                 UsageSubject::Key(KeyId(Uuid::from_u128(5))),
                 Some(BucketDebt { rate_ns: 1, second_ns: u64::MAX }),
+                None,
             ),
-            told(UsageSubject::Workspace("w".parse().expect("an id")), None),
+            told(UsageSubject::Workspace("w".parse().expect("an id")), None, None),
+            told(
+                UsageSubject::EndUser("w".parse().expect("an id"), EndUserId(Uuid::from_u128(6))),
+                None,
+                Some(Box::new([MeteredDelta { used: [1, 2, 3, i64::MAX], held: [-4, 5, 6, 7] }; 6])),
+            ),
         ] {
             let mut bytes = Vec::new();
             write(&mut bytes, &UpgradeMessage::Counted(told.clone().into())).await.expect("written");

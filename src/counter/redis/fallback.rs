@@ -33,7 +33,7 @@ impl Leases {
         ];
         if in_hand == [true, true] {
             let (unit, left) = spend(subject, &mut key, workspace.as_deref_mut(), now);
-            return Ok(Charged { taken: None, unit: Some(unit), left, degraded: false });
+            return Ok(Charged { taken: None, unit: Some(unit), hold: None, left, degraded: false });
         }
         self.config.metrics.counters_degraded.inc();
         if self.config.on_failure == OnFailure::Deny {
@@ -67,6 +67,6 @@ impl Leases {
         drop(key);
         subject.list();
         let unit = LeasedUnit { subject: Arc::clone(subject), of_key, of_workspace, is_ended: false };
-        Ok(Charged { taken: None, unit: Some(unit), left, degraded: true })
+        Ok(Charged { taken: None, unit: Some(unit), hold: None, left, degraded: true })
     }
 }

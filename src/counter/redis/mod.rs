@@ -380,7 +380,9 @@ fn nanos(d: Duration) -> u64 {
 fn charged(verdict: RequestVerdict) -> Result<Charged, ChargeError> {
     match verdict {
         RequestVerdict::Unit(mut unit) => match unit.0.take() {
-            Some((unit, left)) => Ok(Charged { taken: None, unit: Some(unit), left, degraded: false }),
+            Some((unit, left)) => {
+                Ok(Charged { taken: None, unit: Some(unit), hold: None, left, degraded: false })
+            }
             None => Err(ChargeError::Unavailable),
         },
         RequestVerdict::Refused(refusal) => Err(ChargeError::Limit { refusal, degraded: false }),

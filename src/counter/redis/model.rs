@@ -7,7 +7,7 @@ use super::script::{self, ScriptCall, ScriptReply, ScriptTotals};
 use crate::clock::{Now, Timestamp};
 use crate::model::calendar::Calendar;
 use crate::model::id::{KeyId, WorkspaceId};
-use crate::model::key::{Count, Per};
+use crate::model::key::{Measure, Per};
 use crate::policy::keys::calendar::Window;
 use crate::policy::keys::limit::{Limit, LimitName, LimitRule, Limits};
 use proptest::prelude::*;
@@ -379,7 +379,7 @@ impl Run {
 }
 
 fn limit(name: LimitName, rule: LimitRule) -> Limit {
-    Limit { name, count: Count::Requests, rule }
+    Limit { name, count: Measure::Requests, rule }
 }
 
 fn any_act() -> impl Strategy<Value = Act> {

@@ -121,7 +121,11 @@ impl Denial {
                 LimitName::Rate { .. } => Fault::RateLimitExceeded,
                 LimitName::Daily => Fault::DailyLimitExceeded,
                 LimitName::Quota => Fault::QuotaExceeded,
-                LimitName::Concurrency | LimitName::Key(_) | LimitName::Workspace(_) => Fault::LimitExceeded,
+                LimitName::Concurrency
+                | LimitName::Key(_)
+                | LimitName::PlanKey(_)
+                | LimitName::Workspace(_)
+                | LimitName::EndUser(_) => Fault::LimitExceeded,
             },
             Self::EndUserQuota { .. } => Fault::EndUserQuotaExceeded,
             Self::ContentCoding => Fault::UnsupportedMediaType,
@@ -238,13 +242,18 @@ fn limit_field(name: LimitName) -> &'static str {
         LimitName::Daily => "daily_request_limit",
         LimitName::Quota => "quota_limit",
         LimitName::Concurrency => "concurrency_limit",
-        LimitName::Key(_) | LimitName::Workspace(_) => "limits",
+        LimitName::Key(_) | LimitName::PlanKey(_) | LimitName::Workspace(_) | LimitName::EndUser(_) => {
+            "limits"
+        }
     }
 }
 
 fn set_by(name: LimitName) -> &'static str {
     match name {
-        LimitName::Rate { plan: true } | LimitName::Workspace(_) => "plan",
+        LimitName::Rate { plan: true }
+        | LimitName::PlanKey(_)
+        | LimitName::Workspace(_)
+        | LimitName::EndUser(_) => "plan",
         _ => "key",
     }
 }
@@ -269,12 +278,20 @@ fn limit_message(refused: &LimitReached, lang: Lang) -> String {
         (LimitName::Quota, Lang::Zh) => format!("密钥的 {max} 次请求总额度已用完"),
         (LimitName::Concurrency, Lang::En) => format!("The key allows {max} requests in flight"),
         (LimitName::Concurrency, Lang::Zh) => format!("密钥最多允许 {max} 个并发请求"),
-        (LimitName::Key(_), Lang::En) => format!("The key's {max} requests {} are used up", span(per, lang)),
-        (LimitName::Key(_), Lang::Zh) => format!("密钥{}的 {max} 次请求已用完", span(per, lang)),
+        (LimitName::Key(_) | LimitName::PlanKey(_), Lang::En) => {
+            format!("The key's {max} requests {} are used up", span(per, lang))
+        }
+        (LimitName::Key(_) | LimitName::PlanKey(_), Lang::Zh) => {
+            format!("密钥{}的 {max} 次请求已用完", span(per, lang))
+        }
         (LimitName::Workspace(_), Lang::En) => {
             format!("The workspace's {max} requests {} are used up", span(per, lang))
         }
         (LimitName::Workspace(_), Lang::Zh) => format!("工作空间{}的 {max} 次请求已用完", span(per, lang)),
+        (LimitName::EndUser(_), Lang::En) => {
+            format!("The end user's {max} requests {} are used up", span(per, lang))
+        }
+        (LimitName::EndUser(_), Lang::Zh) => format!("终端用户{}的 {max} 次请求已用完", span(per, lang)),
     }
 }
 
@@ -382,7 +399,7 @@ impl BadRequest {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::key::Count;
+    use crate::model::key::Measure;
     use crate::policy::keys::limit::{Limit, LimitRule};
 
     #[test]
@@ -390,7 +407,7 @@ mod tests {
         let denial = Denial::Limit(LimitReached {
             limit: Limit {
                 name: LimitName::Rate { plan: true },
-                count: Count::Requests,
+                count: Measure::Requests,
                 rule: LimitRule::Bucket { rate: 5, burst: 5 },
             },
             retry: RetryAfter::Wait(Duration::from_millis(1_001)),
@@ -410,7 +427,7 @@ mod tests {
             let refused = LimitReached {
                 limit: Limit {
                     name: LimitName::Daily,
-                    count: Count::Requests,
+                    count: Measure::Requests,
                     rule: LimitRule::of(Per::Day, 1),
                 },
                 retry: RetryAfter::Wait(Duration::from_millis(ms)),

@@ -10,9 +10,14 @@
 
 use super::calendar::Window;
 use crate::clock::{Now, Timestamp};
+use crate::model::amounts::Amounts;
 use crate::model::calendar::Calendar;
-use crate::model::key::{Ceiling, Count, Key, Per, Plan};
+use crate::model::key::{Ceiling, Key, Measure, Owner, Per, Plan};
+use bucket::{Bucket, step_ns};
 pub use list::Limits;
+use metered::MeteredState;
+pub use metered::{MeteredCount, MeteredUnits};
+use smallvec::SmallVec;
 use std::time::Duration;
 use window_count::{WindowCounts, seconds};
 
@@ -22,7 +27,7 @@ pub struct Limit {
     /// Which limit of the contract this is.
     pub name: LimitName,
     /// What it counts.
-    pub count: Count,
+    pub count: Measure,
     /// Its rule.
     pub rule: LimitRule,
 }
@@ -43,8 +48,12 @@ pub enum LimitName {
     Concurrency,
     /// The n-th of the key's `limits[]`.
     Key(u8),
+    /// The n-th of the plan's `limits[]`, counted for each key.
+    PlanKey(u8),
     /// The n-th of the plan's `limits[]`, counted over the workspace.
     Workspace(u8),
+    /// The n-th of the plan's `limits[]`, counted for each end user.
+    EndUser(u8),
 }
 
 /// How charges are counted.
@@ -85,22 +94,10 @@ pub struct CounterState {
     in_flight: u64,
     /// The calendar of these windows.
     calendar: Calendar,
-    /// In the order of [`Per::WINDOWS`].
-    windows: [WindowCounts; Per::WINDOWS.len()],
-}
-
-/// The debt of one token bucket. It is kept with its rate, so that a changed rate or burst takes effect at once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-#[expect(clippy::struct_field_names, reason = "all are nanoseconds of one clock")]
-struct Bucket {
-    /// The steady time in ns at which the bucket is full again, if one unit refills in `step_ns`.
-    full_at_ns: u64,
-    /// Nanoseconds in which one unit refilled when the bucket was last charged; 0: unknown.
-    step_ns: u64,
-    /// The steady time at which it was last charged.
-    at_ns: u64,
-    /// The sum by which refunds have moved `full_at_ns` forward.
-    refunded_ns: u64,
+    /// Requests, in the order of [`Per::WINDOWS`].
+    windows: [WindowCounts<u64>; Per::WINDOWS.len()],
+    /// What meters find out; none before the first metered request.
+    metered: Option<Box<MeteredState>>,
 }
 
 /// The position of a charge in the buckets of a subject, for a refund: the oldest charges refill first.
@@ -148,8 +145,6 @@ pub enum RetryAfter {
     Never,
 }
 
-const NS: u64 = 1_000_000_000;
-
 // === the limits in force ===
 
 /// The limits of `key` under `plan` that are counted per key. The lower of the two rates applies.
@@ -160,7 +155,7 @@ pub fn key_limits(key: &Key, plan: &Plan) -> Limits {
     // A burst may exceed the key's own rate. Under a lowered plan it may not exceed the plan's limit.
     let burst = own.rate_burst.unwrap_or(rate);
     let burst = if plan_rules { burst.min(plan.api_ops_rate_limit) } else { burst };
-    let requests = |name, rule| Limit { name, count: Count::Requests, rule };
+    let requests = |name, rule| Limit { name, count: Measure::Requests, rule };
     let mut limits = Limits::new().in_calendar(plan.calendar);
     limits.push(requests(
         LimitName::Rate { plan: plan_rules },
@@ -176,13 +171,42 @@ pub fn key_limits(key: &Key, plan: &Plan) -> Limits {
         limits.push(requests(LimitName::Concurrency, LimitRule::InFlight { max: max.into() }));
     }
     limits.extend((0_u8..).zip(own.limits.iter()).map(|(n, c)| Limit::further(LimitName::Key(n), c)));
+    for limit in plan_limits(plan, Owner::Key) {
+        // There is one bucket for the second, so the lower of the two applies.
+        let second =
+            limits.iter_mut().find(|l| matches!(l.name, LimitName::Key(_)) && l.per() == Some(Per::Second));
+        match second {
+            Some(own) if limit.per() == Some(Per::Second) => {
+                if limit.max() < own.max() {
+                    *own = limit;
+                }
+            }
+            _ => limits.push(limit),
+        }
+    }
     limits
 }
 
 /// The limits of `plan` that are counted over all keys of a workspace together.
 pub fn workspace_limits(plan: &Plan) -> Limits {
-    let list = (0_u8..).zip(plan.limits.iter()).map(|(n, c)| Limit::further(LimitName::Workspace(n), c));
-    list.collect::<Limits>().in_calendar(plan.calendar)
+    plan_limits(plan, Owner::Workspace).collect::<Limits>().in_calendar(plan.calendar)
+}
+
+/// The limits of `plan` that are counted for each end user.
+pub fn end_user_limits(plan: &Plan) -> Limits {
+    plan_limits(plan, Owner::EndUser).collect::<Limits>().in_calendar(plan.calendar)
+}
+
+fn plan_limits(plan: &Plan, of: Owner) -> impl Iterator<Item = Limit> {
+    let those = (0_u8..).zip(plan.limits.iter()).filter(move |(_, ceiling)| ceiling.of == of);
+    those.map(move |(n, ceiling)| {
+        let name = match of {
+            Owner::Workspace => LimitName::Workspace(n),
+            Owner::Key => LimitName::PlanKey(n),
+            Owner::EndUser => LimitName::EndUser(n),
+        };
+        Limit::further(name, ceiling)
+    })
 }
 
 // === impl BucketDebt, Limit ===
@@ -233,18 +257,28 @@ impl LimitRule {
 
 impl CounterState {
     /// The state from the ledger's totals for the windows of `calendar` that contain `at`.
-    pub fn restored(at: Timestamp, calendar: Calendar, used: [u64; Per::WINDOWS.len()]) -> Self {
+    pub fn restored(
+        at: Timestamp,
+        calendar: Calendar,
+        used: &[u64; Per::WINDOWS.len()],
+        metered: &[MeteredUnits; Per::WINDOWS.len()],
+    ) -> Self {
         let mut state = Self { calendar, ..Self::default() };
         for ((counts, window), used) in state.windows.iter_mut().zip(Window::all(calendar, at)).zip(used) {
-            counts.turn(&window).used = used;
+            counts.turn(&window).used = *used;
+        }
+        for (n, units) in metered.iter().enumerate().filter(|(_, units)| **units != MeteredUnits::default()) {
+            state.metered_mut(n, at).used = *units;
         }
         state
     }
 
-    /// Whether `cost` units may be charged to all of `limits` at `now`. Changes nothing.
-    pub fn check(&self, limits: &Limits, cost: u64, now: Now) -> Result<(), LimitReached> {
+    /// Whether `amounts` may be charged to all of `limits` at `now`. Changes nothing. A measure of which nothing is
+    /// charged is not checked.
+    pub fn check(&self, limits: &Limits, amounts: &Amounts, now: Now) -> Result<(), LimitReached> {
         let mut worst: Option<LimitReached> = None;
         for limit in limits.iter() {
+            let cost = amounts.get(limit.count);
             let Err(retry) = self.check_one(limit, limits.calendar, cost, now) else { continue };
             if worst.is_none_or(|w| retry > w.retry) {
                 worst = Some(LimitReached { limit: *limit, retry });
@@ -268,9 +302,16 @@ impl CounterState {
                 }
                 Err(RetryAfter::Wait(Duration::from_nanos(charged - allowed)))
             }
+            LimitRule::Window { .. } if cost == 0 => Ok(()),
             LimitRule::Window { per, max } => {
-                if self.count(per, calendar, now.wall).saturating_add(cost) <= max {
+                let (used, held) = self.used_and_held(limit.count, per, calendar, now.wall);
+                let with_it = used.saturating_add(cost);
+                if with_it.saturating_add(held) <= max {
                     return Ok(());
+                }
+                if with_it <= max {
+                    // Only holds are in the way.
+                    return Err(RetryAfter::Release);
                 }
                 match self.reset(per, calendar, now.wall) {
                     Some(left) if cost <= max => Err(RetryAfter::Wait(left)),
@@ -286,8 +327,10 @@ impl CounterState {
         }
     }
 
-    /// Charges `cost` units. Call only after [`CounterState::check`] succeeded with the same `now`.
-    pub fn take(&mut self, limits: &Limits, cost: u64, now: Now) -> Mark {
+    /// Charges `amounts`: requests are used, the rest is held. Call only after [`CounterState::check`] succeeded with the
+    /// same `now`.
+    pub fn take(&mut self, limits: &Limits, amounts: &Amounts, now: Now) -> Mark {
+        let cost = amounts.get(Measure::Requests);
         let mark = self.take_rates(limits, cost, now);
         self.follow(limits.calendar, now.wall);
         let at_s = seconds(now.wall);
@@ -299,8 +342,38 @@ impl CounterState {
             };
             count.used = count.used.saturating_add(cost);
         }
+        if amounts.is_metered() {
+            self.metered.get_or_insert_default().hold(&amounts.metered(), limits.calendar, now.wall);
+        }
         self.hold(cost);
         mark
+    }
+
+    /// Replaces what was held since a charge at `charged_at` by what was used; nothing used releases the hold. Returns by
+    /// how much more each measure now exceeds one of `limits`.
+    pub fn settle(
+        &mut self,
+        limits: &Limits,
+        hold: &Amounts,
+        used: &Amounts,
+        charged_at: Timestamp,
+    ) -> MeteredUnits {
+        let mut passed = MeteredUnits::default();
+        let Some(state) = &mut self.metered else { return passed };
+        let windows = limits.iter().filter_map(|limit| match limit.rule {
+            LimitRule::Window { per, max } => Some((limit.count.metered_index()?, per, max)),
+            _ => None,
+        });
+        let over = |state: &MeteredState, (n, per, max): (usize, Per, u64)| {
+            state.count(per, limits.calendar, charged_at).of(n).0.saturating_sub(max)
+        };
+        let before: SmallVec<[u64; 8]> = windows.clone().map(|window| over(state, window)).collect();
+        state.settle(&hold.metered(), &used.metered(), charged_at);
+        for (window, before) in windows.zip(before) {
+            let more = over(state, window).saturating_sub(before);
+            passed[window.0] = passed[window.0].max(more);
+        }
+        passed
     }
 
     /// Switches to the windows of `calendar`. Current windows continue their counts.
@@ -309,6 +382,9 @@ impl CounterState {
             self.calendar = calendar;
             for (counts, window) in self.windows.iter_mut().zip(Window::all(calendar, at)) {
                 counts.turn(&window);
+            }
+            if let Some(metered) = &mut self.metered {
+                metered.follow(calendar, at);
             }
         }
     }
@@ -353,7 +429,7 @@ impl CounterState {
     pub fn empty_buckets(&mut self, limits: &[Limit], at_ns: u64) {
         for limit in limits {
             if let LimitRule::Bucket { rate, burst } = limit.rule {
-                self.bucket_mut(limit.name).empty_buckets(step_ns(rate), burst, at_ns);
+                self.bucket_mut(limit.name).empty(step_ns(rate), burst, at_ns);
             }
         }
     }
@@ -381,10 +457,13 @@ impl CounterState {
                 let units = burst.saturating_sub(debt.div_ceil(step));
                 Remaining { units, reset: Some(Duration::from_nanos(debt)) }
             }
-            LimitRule::Window { per, max } => Remaining {
-                units: max.saturating_sub(self.count(per, calendar, now.wall)),
-                reset: self.reset(per, calendar, now.wall),
-            },
+            LimitRule::Window { per, max } => {
+                let (used, held) = self.used_and_held(limit.count, per, calendar, now.wall);
+                Remaining {
+                    units: max.saturating_sub(used).saturating_sub(held),
+                    reset: self.reset(per, calendar, now.wall),
+                }
+            }
             LimitRule::InFlight { max } => {
                 Remaining { units: max.saturating_sub(self.in_flight), reset: None }
             }
@@ -394,6 +473,22 @@ impl CounterState {
     /// What was spent in the window of `at`. The second is a bucket, so its result is 0.
     pub fn used(&self, per: Per, at: Timestamp) -> u64 {
         self.count(per, self.calendar, at)
+    }
+
+    /// What meters found out in the window of `at`, and what is held of it.
+    pub fn metered(&self, per: Per, at: Timestamp) -> MeteredCount {
+        self.metered.as_ref().map_or_else(MeteredCount::default, |m| m.count(per, self.calendar, at))
+    }
+
+    /// The same of the `n`-th of [`Per::WINDOWS`], to be corrected by what was counted elsewhere.
+    pub fn metered_mut(&mut self, n: usize, at: Timestamp) -> &mut MeteredCount {
+        self.metered.get_or_insert_default().count_mut(n, self.calendar, at)
+    }
+
+    /// What was used of a measure in the window of `at`, and what is held. Requests hold nothing.
+    fn used_and_held(&self, measure: Measure, per: Per, calendar: Calendar, at: Timestamp) -> (u64, u64) {
+        let Some(n) = measure.metered_index() else { return (self.count(per, calendar, at), 0) };
+        self.metered.as_ref().map_or((0, 0), |metered| metered.count(per, calendar, at).of(n))
     }
 
     /// Whose windows these are.
@@ -471,84 +566,9 @@ impl CounterState {
     }
 }
 
-// === impl Bucket ===
-
-impl Bucket {
-    /// How long it takes until the bucket is full. Charged units refill as if the current rate and burst had always
-    /// applied, so that nobody waits longer than these require.
-    fn debt_ns(&self, step_ns: u64, burst: u64, now_ns: u64) -> u64 {
-        self.full_at(step_ns, burst).saturating_sub(now_ns)
-    }
-
-    fn full_at(&self, step_ns: u64, burst: u64) -> u64 {
-        let debt = self.full_at_ns.saturating_sub(self.at_ns);
-        let debt = if step_ns == self.step_ns { debt } else { self.rescaled(debt, step_ns) };
-        self.at_ns.saturating_add(debt.min(step_ns.saturating_mul(burst)))
-    }
-
-    /// The same number of units, refilled at another rate.
-    #[cold]
-    fn rescaled(&self, debt_ns: u64, step_ns: u64) -> u64 {
-        if self.step_ns == 0 {
-            return debt_ns;
-        }
-        let scaled = (u128::from(debt_ns) * u128::from(step_ns)).div_ceil(u128::from(self.step_ns));
-        u64::try_from(scaled).unwrap_or(u64::MAX)
-    }
-
-    fn charge(&mut self, step_ns: u64, burst: u64, cost: u64, now_ns: u64) {
-        let debt = self.debt_ns(step_ns, burst, now_ns);
-        if step_ns != self.step_ns {
-            self.forget_marks(now_ns);
-        }
-        self.step_ns = step_ns;
-        self.at_ns = now_ns;
-        self.full_at_ns = now_ns.saturating_add(debt).saturating_add(step_ns.saturating_mul(cost));
-    }
-
-    const fn mark(&self) -> u64 {
-        self.full_at_ns.saturating_add(self.refunded_ns)
-    }
-
-    /// Refunds what had not been refilled when the bucket was last charged. What has refilled since does not matter,
-    /// because the bucket would be full.
-    fn refund(&mut self, cost: u64, mark: u64) {
-        let unfilled = mark.saturating_sub(self.refunded_ns).saturating_sub(self.at_ns);
-        let refund = unfilled.min(self.step_ns.saturating_mul(cost));
-        self.full_at_ns = self.full_at_ns.saturating_sub(refund);
-        self.refunded_ns = self.refunded_ns.saturating_add(refund);
-    }
-
-    /// Earlier charges can no longer be refunded, because it is unknown how much of them is left.
-    const fn forget_marks(&mut self, now_ns: u64) {
-        let debt = self.full_at_ns.saturating_sub(now_ns);
-        self.refunded_ns = self.refunded_ns.saturating_add(debt);
-    }
-
-    fn empty_buckets(&mut self, step_ns: u64, burst: u64, at_ns: u64) {
-        let full_at_ns = at_ns.saturating_add(step_ns.saturating_mul(burst));
-        if self.full_at(step_ns, burst) < full_at_ns {
-            self.forget_marks(at_ns);
-            *self = Self { full_at_ns, step_ns, at_ns, refunded_ns: self.refunded_ns };
-        }
-    }
-
-    /// Sets the debt to the greater of its own and that of another bucket whose rate is unknown.
-    fn set_debt(&mut self, ahead_ns: u64, now_ns: u64) {
-        let full_at_ns = now_ns.saturating_add(ahead_ns);
-        if self.full_at_ns < full_at_ns {
-            *self = Self { full_at_ns, at_ns: now_ns, ..*self };
-        }
-    }
-}
-
-/// Nanoseconds in which one unit refills, rounded up so that the rate is never exceeded.
-const fn step_ns(rate: u64) -> u64 {
-    // A rate of zero is refused where limits are configured; here it would refuse every charge.
-    if rate == 0 { u64::MAX } else { NS.div_ceil(rate) }
-}
-
+mod bucket;
 mod list;
+mod metered;
 mod window_count;
 
 #[cfg(test)]

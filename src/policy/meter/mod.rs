@@ -11,11 +11,13 @@ mod body;
 mod decode;
 mod events;
 mod frames;
+mod hold;
 mod json;
 mod number;
 mod request;
 mod usage;
 
+pub use hold::{HoldBounds, HoldRequest};
 pub use number::JsonPointer;
 pub use request::{RequestReader, model_in_path};
 

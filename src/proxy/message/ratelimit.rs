@@ -119,7 +119,8 @@ fn item(values: &mut ValueBuffer, limit: &Limit) {
         LimitName::Daily => _ = values.text("daily"),
         LimitName::Quota => _ = values.text("quota"),
         LimitName::Concurrency => _ = values.text("concurrency"),
-        LimitName::Key(_) => further(values, "key-", limit),
+        LimitName::Key(_) | LimitName::PlanKey(_) => further(values, "key-", limit),
+        LimitName::EndUser(_) => further(values, "end-user-", limit),
         LimitName::Workspace(_) => further(values, "workspace-", limit),
     }
     values.text("\"");
@@ -151,13 +152,13 @@ const fn window_secs(limit: &Limit) -> Option<u64> {
 mod tests {
     use super::*;
     use crate::clock::Timestamp;
-    use crate::model::key::Count;
+    use crate::model::key::Measure;
     use crate::policy::keys::limit::{LimitRule, Remaining};
     use http::HeaderMap;
 
     #[test]
     fn limits_are_written_in_both_header_families() {
-        let limit = |name, rule| Limit { name, count: Count::Requests, rule };
+        let limit = |name, rule| Limit { name, count: Measure::Requests, rule };
         let secs = |s: u64| Some(Duration::from_millis(s * 1_000 - 500));
         let left: LimitsLeft = [
             (limit(LimitName::Rate { plan: false }, LimitRule::Bucket { rate: 50, burst: 50 }), 49, secs(1)),

@@ -4,6 +4,7 @@
 use super::body::{is_counted, read_ahead};
 use crate::gate::{Authorized, Denied, KeylessPermit, NamedEndUser, Permit, RequestView};
 use crate::keyring::Entry;
+use crate::model::amounts::Amounts;
 use crate::model::fault::{Fault, Lang};
 use crate::model::id::{KeyId, WorkspaceId};
 use crate::policy::http::coding::Coding;
@@ -12,6 +13,7 @@ use crate::policy::http::head::{self, METHOD_MAX, TARGET_MAX};
 use crate::policy::http::path::{canonical, check_query, escape_loose, has_encoded_slash, split_target};
 use crate::policy::keys::credential::end_user_in_coded_body;
 use crate::policy::keys::denial::{BadRequest, Denial};
+use crate::policy::meter::{HoldRequest, model_in_path};
 use crate::policy::routing::route::Route;
 use crate::proxy::connection::Connection;
 use crate::proxy::ctx::Ctx;
@@ -127,7 +129,8 @@ impl Proxy {
         if self.recorder.may_admit().is_err() {
             return Err(permit.deny(Denial::Plain(Fault::ServiceUnavailable)));
         }
-        let admission = self.gate.admit(permit, end_user, ctx.charged_at).await?;
+        let amounts = self.amounts(message, ctx, &permit);
+        let mut admission = self.gate.admit(permit, end_user, amounts, ctx.charged_at).await?;
         let start = RecordStart {
             charged: true,
             degraded: admission.degraded(),
@@ -138,6 +141,9 @@ impl Proxy {
             return Err(admission.deny(Denial::Plain(Fault::ServiceUnavailable), ctx.route.clone()));
         };
         self.begin_record(ctx, record, message.path);
+        if let Some(meter) = &mut ctx.meter {
+            meter.set_hold(admission.take_hold());
+        }
         if let Some(connection) = &ctx.connection {
             connection.set_served_key(Some(admission.presented().clone()));
             connection.mark_permits_held();
@@ -146,6 +152,22 @@ impl Proxy {
         ctx.degraded = admission.degraded();
         ctx.admission = Some(admission);
         Ok(())
+    }
+
+    /// What a request is charged at admission.
+    fn amounts(&self, message: &RequestMessage<'_>, ctx: &Ctx, permit: &Permit) -> Amounts {
+        if permit.route().meter.is_none() {
+            return Amounts::REQUEST;
+        }
+        let read = ctx.body.as_ref().map(|body| u64::try_from(body.len()).unwrap_or(u64::MAX));
+        let model = model_in_path(message.path);
+        let request = HoldRequest {
+            input_bytes: read.or_else(|| message.content_length()).unwrap_or(0),
+            max_output: None,
+            choices: 1,
+            model: model.as_deref().unwrap_or_default(),
+        };
+        RequestMeter::amounts(permit.route(), &request, &self.recorder.prices())
     }
 
     /// Prepares a session of Pingora, and evaluates the request head unless that was done before.

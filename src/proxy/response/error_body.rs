@@ -144,7 +144,7 @@ fn written(body: &impl Serialize) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::key::{Count, Per};
+    use crate::model::key::{Measure, Per};
     use crate::policy::keys::limit::{Limit, LimitName, LimitReached, LimitRule, RetryAfter};
 
     fn shown(form: ErrorForm, denial: &Denial) -> Value {
@@ -155,7 +155,7 @@ mod tests {
 
     fn spent_quota() -> Denial {
         let rule = LimitRule::Window { per: Per::Total, max: 5 };
-        let limit = Limit { name: LimitName::Quota, count: Count::Requests, rule };
+        let limit = Limit { name: LimitName::Quota, count: Measure::Requests, rule };
         Denial::Limit(LimitReached { limit, retry: RetryAfter::Never })
     }
 

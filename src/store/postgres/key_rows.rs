@@ -7,6 +7,7 @@ use crate::model::id::{KeyId, WorkspaceId};
 use crate::model::key::KeyType;
 use crate::store::shared::decode::{key_columns, key_record_columns, read_key_record, sound_key_record};
 use crate::store::shared::fields::int;
+use crate::store::shared::limits::limits_to_json;
 use crate::store::shared::rules;
 use crate::store::{Credential, KeyFilter, KeyRecord, Page, PageRequest, Version};
 use serde_json::json;
@@ -112,7 +113,7 @@ pub(super) async fn insert(
             &ceilings.daily_request_limit.map(int),
             &ceilings.quota_limit.map(int),
             &ceilings.concurrency_limit.map(i64::from),
-            &rules::limits_to_json(&ceilings.limits).to_string(),
+            &limits_to_json(&ceilings.limits).to_string(),
             &rules::ips_to_json(&key.allowed_ips).to_string(),
             &key.is_active,
             &key.expires_at.map(Timestamp::as_micros),
@@ -152,7 +153,7 @@ pub(super) async fn update(tx: &Tx<'_>, record: &KeyRecord, version: Version) ->
             &ceilings.daily_request_limit.map(int),
             &ceilings.quota_limit.map(int),
             &ceilings.concurrency_limit.map(i64::from),
-            &rules::limits_to_json(&ceilings.limits).to_string(),
+            &limits_to_json(&ceilings.limits).to_string(),
             &rules::ips_to_json(&key.allowed_ips).to_string(),
             &key.is_active,
             &key.expires_at.map(Timestamp::as_micros),

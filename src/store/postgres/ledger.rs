@@ -82,6 +82,20 @@ impl Ledger for PgStore {
         self.read(move |tx| Box::pin(async move { rollups::send_spent(tx, at, calendar, &to).await })).await
     }
 
+    async fn end_user_totals(
+        &self,
+        workspace: &WorkspaceId,
+        at: Timestamp,
+        calendar: Calendar,
+        to: mpsc::Sender<Vec<UsageTotals>>,
+    ) -> Result<(), StoreError> {
+        let id = workspace.clone();
+        self.read(move |tx| {
+            Box::pin(async move { rollups::send_spent_by_end_users(tx, &id, at, calendar, &to).await })
+        })
+        .await
+    }
+
     async fn totals_of(
         &self,
         subject: &UsageSubject,

@@ -4,14 +4,16 @@ use super::StoreError;
 use super::tx::Tx;
 use crate::clock::Timestamp;
 use crate::model::calendar::Calendar;
-use crate::model::id::KeyId;
+use crate::model::id::{KeyId, WorkspaceId};
 use crate::model::usage::{UsageSubject, UsageTotals};
 use crate::policy::keys::calendar::Window;
-use crate::store::shared::decode::{self, BATCH_MAX, read_point, read_tally, subject_columns, tally_columns};
+use crate::store::shared::decode::{self, BATCH_MAX, read_point, read_tally, tally_columns};
 use crate::store::shared::fields::RowReader;
 use crate::store::shared::groups::GroupWindow;
 use crate::store::shared::rollup::{RollupTotals, RollupWindow, WindowWidth};
-use crate::store::shared::spent::{Bounds, SpentQuery};
+use crate::store::shared::spent::{
+    Bounds, SpentQuery, sound_spent, sound_spent_by_end_user, subject_columns,
+};
 use crate::store::shared::sums::{self, SUMS, UsageSums, sums_columns};
 use crate::store::{Interval, UsagePoint, UsageRange};
 use std::collections::BTreeMap;
@@ -207,7 +209,29 @@ pub(super) async fn send_spent(
     while let Some(rows) = parts.next().await? {
         let mut batch = Vec::with_capacity(rows.len());
         for row in &rows {
-            batch.extend(decode::sound_spent(&mut RowReader::of(row))?);
+            batch.extend(sound_spent(&mut RowReader::of(row))?);
+        }
+        to.send(batch).await.map_err(|_| StoreError::Cancelled)?;
+    }
+    Ok(())
+}
+
+/// The same of every end user of a workspace.
+pub(super) async fn send_spent_by_end_users(
+    tx: &Tx<'_>,
+    workspace: &WorkspaceId,
+    at: Timestamp,
+    calendar: Calendar,
+    to: &mpsc::Sender<Vec<UsageTotals>>,
+) -> Result<(), StoreError> {
+    let SpentQuery { sql, values } = SpentQuery::of_end_users(BOUNDS, calendar, at);
+    let id = workspace.as_str();
+    let values: Vec<&(dyn ToSql + Sync)> = values.iter().map(|n| n as _).chain([&id as _]).collect();
+    let mut parts = tx.parts(&sql, &values, BATCH_MAX).await?;
+    while let Some(rows) = parts.next().await? {
+        let mut batch = Vec::with_capacity(rows.len());
+        for row in &rows {
+            batch.extend(sound_spent_by_end_user(workspace, &mut RowReader::of(row))?);
         }
         to.send(batch).await.map_err(|_| StoreError::Cancelled)?;
     }
@@ -221,9 +245,17 @@ pub(super) async fn spent_of(
     at: Timestamp,
     calendar: Calendar,
 ) -> Result<UsageTotals, StoreError> {
+    if let UsageSubject::EndUser(workspace, id) = subject {
+        let SpentQuery { sql, values } = SpentQuery::of_end_users(BOUNDS, calendar, at).of_one_end_user();
+        let (text, name) = (workspace.as_str(), &id.0.as_bytes()[..]);
+        let of_one: [&(dyn ToSql + Sync); 2] = [&text, &name];
+        let values: Vec<_> = values.iter().map(|n| n as _).chain(of_one).collect();
+        let found = tx.one(&sql, &values, |f| sound_spent_by_end_user(workspace, f)).await?.flatten();
+        return Ok(found.unwrap_or_else(|| UsageTotals::nothing(subject.clone())));
+    }
     let SpentQuery { sql, values } = SpentQuery::of_all(BOUNDS, calendar, at).of_one();
     let (kind, id) = subject_columns(subject);
-    let found = tx.one(&sql, &of_subject(&values, &kind, &id), decode::sound_spent).await?.flatten();
+    let found = tx.one(&sql, &of_subject(&values, &kind, &id), sound_spent).await?.flatten();
     Ok(found.unwrap_or_else(|| UsageTotals::nothing(subject.clone())))
 }
 

@@ -9,6 +9,7 @@ use crate::model::key::Plan;
 use crate::store::shared::decode::{plan_columns, plan_record_columns, read_plan_record};
 use crate::store::shared::decode::{read_workspace, sound_plan_record, sound_workspace, workspace_columns};
 use crate::store::shared::fields::int;
+use crate::store::shared::limits::limits_to_json;
 use crate::store::shared::writes;
 use crate::store::shared::writes::tenants::TenantRows;
 use crate::store::shared::{grants, rules};
@@ -175,7 +176,7 @@ impl TenantRows for Tx<'_> {
                     &record.description,
                     &i64::from(plan.api_ops_rate_limit),
                     &int(plan.end_user_quota),
-                    &rules::limits_to_json(&plan.limits).to_string(),
+                    &limits_to_json(&plan.limits).to_string(),
                     &record.created_at.as_micros(),
                     &record.updated_at.as_micros(),
                     &int(version.0),
@@ -206,7 +207,7 @@ impl TenantRows for Tx<'_> {
                 &record.description,
                 &i64::from(plan.api_ops_rate_limit),
                 &int(plan.end_user_quota),
-                &rules::limits_to_json(&plan.limits).to_string(),
+                &limits_to_json(&plan.limits).to_string(),
                 &record.updated_at.as_micros(),
                 &int(version.0),
                 &record.usage_retention_days.map(i64::from),

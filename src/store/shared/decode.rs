@@ -4,6 +4,7 @@
 
 use super::fields::{RowReader, int};
 use super::grants;
+use super::limits::limits_from_json;
 use super::prices;
 use super::rollup::{LatencySketch, RollupTotals};
 use super::rules::{self, DeletedKey};
@@ -12,9 +13,8 @@ use crate::clock::Timestamp;
 use crate::model::calendar::Calendar;
 use crate::model::digest::Digest;
 use crate::model::id::{AuditId, EndUserId, KeyId, RequestId};
-use crate::model::key::Per;
 use crate::model::key::{Ceilings, Key, KeyDetails, PlainMetadata, Plan};
-use crate::model::usage::{UsageRecord, UsageSubject, UsageTotals};
+use crate::model::usage::UsageRecord;
 use crate::store::{AuditRecord, Change, Credential, EndUserRecord, KeyChange, KeyRecord, SecretId};
 use crate::store::{LogCursor, NodeRow, PlanRecord, PriceList, StoreError, UsagePoint, Version};
 use crate::store::{UsageGroup, UsageGroupName, UsageGroupTotal, UsageTotal, WorkspaceRecord, Written};
@@ -50,7 +50,7 @@ pub(in crate::store) fn read_key(f: &mut RowReader<'_>) -> Result<Key, StoreErro
             daily_request_limit: f.maybe_int("daily_request_limit")?,
             quota_limit: f.maybe_int("quota_limit")?,
             concurrency_limit: f.maybe_int("concurrency_limit")?,
-            limits: f.read("limits", rules::limits_from_json)?,
+            limits: f.read("limits", limits_from_json)?,
         },
         allowed_ips: f.read("allowed_ips", rules::ips_from_json)?,
         is_active: f.bool("is_active")?,
@@ -138,7 +138,7 @@ pub(in crate::store) fn read_plan(f: &mut RowReader<'_>) -> Result<Plan, StoreEr
         api_ops_rate_limit: f.int("api_ops_rate_limit")?,
         end_user_quota: f.int("end_user_quota")?,
         default_daily_request_limit: f.maybe_int("default_daily_request_limit")?,
-        limits: f.read("limits", rules::limits_from_json)?,
+        limits: f.read("limits", limits_from_json)?,
         calendar: read_calendar(f)?,
     })
 }
@@ -430,9 +430,6 @@ pub(in crate::store) fn read_day(f: &mut RowReader<'_>) -> Result<(Timestamp, u6
 
 // === roll-ups ===
 
-const KEY: i64 = 1;
-const WORKSPACE: i64 = 2;
-
 /// The columns for [`read_tally`].
 macro_rules! tally_columns {
     () => {
@@ -527,49 +524,6 @@ pub(in crate::store) fn read_point(f: &mut RowReader<'_>) -> Result<UsagePoint, 
         bytes_out: sums.bytes_out,
         response_time: tally.quantiles(),
     })
-}
-
-/// [`read_spent`], or none for an unreadable row: the others still count.
-pub(in crate::store) fn sound_spent(f: &mut RowReader<'_>) -> Result<Option<UsageTotals>, StoreError> {
-    match read_spent(f) {
-        Err(StoreError::Corrupt(why)) => {
-            tracing::error!(why, "damaged usage totals, counted as zero");
-            Ok(None)
-        }
-        other => other.map(Some),
-    }
-}
-
-/// `subject_kind`, `subject_id`, then the charged requests in each of [`Per::WINDOWS`].
-fn read_spent(f: &mut RowReader<'_>) -> Result<UsageTotals, StoreError> {
-    let subject = read_subject(f)?;
-    let mut used = [0; Per::WINDOWS.len()];
-    for (per, used) in Per::WINDOWS.into_iter().zip(&mut used) {
-        *used = f.int(per.as_str())?;
-    }
-    Ok(UsageTotals { subject, used })
-}
-
-/// `subject_kind` and `subject_id` of a roll-up.
-pub(in crate::store) fn subject_columns(subject: &UsageSubject) -> (i64, &[u8]) {
-    match subject {
-        UsageSubject::Key(id) => (KEY, id.0.as_bytes()),
-        UsageSubject::Workspace(id) => (WORKSPACE, id.as_str().as_bytes()),
-    }
-}
-
-fn read_subject(f: &mut RowReader<'_>) -> Result<UsageSubject, StoreError> {
-    let corrupt = || StoreError::Corrupt("subject_id of a roll-up is no id".into());
-    let kind: i64 = f.int("subject_kind")?;
-    let bytes = f.blob("subject_id")?;
-    match kind {
-        KEY => Uuid::from_slice(bytes).map(|id| UsageSubject::Key(KeyId(id))).map_err(|_| corrupt()),
-        WORKSPACE => {
-            let text = std::str::from_utf8(bytes).map_err(|_| corrupt())?;
-            text.parse().map(UsageSubject::Workspace).map_err(|_| corrupt())
-        }
-        _ => Err(StoreError::Corrupt("subject_kind of a roll-up is neither 1 nor 2".into())),
-    }
 }
 
 // === audit ===

@@ -6,6 +6,7 @@ use super::rules::{AuditFields, fields};
 use crate::clock::Timestamp;
 use crate::model::grant::{GRANTS_MAX, Grant, GrantedLimit, raised};
 use crate::model::id::GrantId;
+use crate::model::key::Owner;
 use crate::model::key::Plan;
 use crate::store::StoreError;
 use serde_json::{Value, json};
@@ -44,6 +45,10 @@ fn read(item: &AuditFields) -> Result<Grant, String> {
         "api_ops_rate_limit" => GrantedLimit::ApiOpsRateLimit,
         "end_user_quota" => GrantedLimit::EndUserQuota,
         "limits" => GrantedLimit::Further {
+            of: match item.get("of").and_then(Value::as_str) {
+                Some(of) => of.parse().map_err(|e| format!("of {e}"))?,
+                None => Owner::Workspace,
+            },
             count: word("count")?.parse().map_err(|e| format!("count {e}"))?,
             per: word("per")?.parse().map_err(|e| format!("per {e}"))?,
         },
@@ -62,7 +67,10 @@ fn read(item: &AuditFields) -> Result<Grant, String> {
 
 fn limit_fields(limit: GrantedLimit) -> AuditFields {
     let mut all = fields([("limit", json!(limit.as_str()))]);
-    if let GrantedLimit::Further { count, per } = limit {
+    if let GrantedLimit::Further { of, count, per } = limit {
+        if of != Owner::Workspace {
+            all.extend(fields([("of", json!(of.as_str()))]));
+        }
         all.extend(fields([("count", json!(count.as_str())), ("per", json!(per.as_str()))]));
     }
     all

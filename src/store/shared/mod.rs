@@ -4,6 +4,7 @@ pub(super) mod decode;
 pub(super) mod fields;
 pub(super) mod grants;
 pub mod groups;
+pub(super) mod limits;
 pub(super) mod logs;
 pub mod migrate;
 pub(super) mod prices;

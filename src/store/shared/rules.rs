@@ -2,6 +2,7 @@
 //!
 //! Pure; must not know SQL. Backends read the record, apply these rules, and write the result.
 
+use super::limits::limits_to_json;
 use super::rollup::RollupTotals;
 use super::sums::UsageSums;
 use crate::clock::Timestamp;
@@ -379,27 +380,6 @@ pub(in crate::store) fn search_text(record: &KeyRecord) -> String {
     fold_case(&format!("{}\n{}\n{}", record.name, record.description, record.hint))
 }
 
-/// Limits as stored.
-pub(in crate::store) fn limits_to_json(limits: &[Ceiling]) -> Value {
-    let one = |c: &Ceiling| json!({"count": c.count.as_str(), "per": c.per.as_str(), "max": c.max});
-    limits.iter().map(one).collect()
-}
-
-/// Parses the output of [`limits_to_json`], or says what is wrong.
-pub(in crate::store) fn limits_from_json(text: &str) -> Result<Box<[Ceiling]>, String> {
-    let items: Vec<AuditFields> = serde_json::from_str(text).map_err(|_| "not a JSON array of objects")?;
-    let mut limits = Vec::with_capacity(items.len());
-    for item in &items {
-        let word = |name: &str| item.get(name).and_then(Value::as_str).ok_or_else(|| format!("no {name}"));
-        limits.push(Ceiling {
-            count: word("count")?.parse().map_err(|e| format!("count {e}"))?,
-            per: word("per")?.parse().map_err(|e| format!("per {e}"))?,
-            max: item.get("max").and_then(Value::as_u64).ok_or("no max")?,
-        });
-    }
-    Ok(limits.into())
-}
-
 /// A calendar as stored in tables.
 pub(in crate::store) fn calendar_to_json(calendar: Calendar) -> Value {
     let Calendar { zone, month_day, week_day } = calendar;
@@ -549,33 +529,14 @@ pub(in crate::store) fn fields<const N: usize>(pairs: [(&str, Value); N]) -> Aud
 mod tests {
     use super::*;
     use crate::model::calendar::WeekDay;
-    use crate::model::key::{Count, Per};
 
     #[test]
-    fn ceilings_and_networks_read_back() {
-        let limits = [Ceiling { count: Count::Requests, per: Per::Month, max: CEILING_MAX }];
-        assert_eq!(limits_from_json(&limits_to_json(&limits).to_string()).as_deref(), Ok(limits.as_slice()));
+    fn calendars_and_networks_read_back() {
         let zone = calendar::zone("Asia/Shanghai").unwrap();
         let calendar = Calendar { zone, month_day: 15, week_day: WeekDay::Sunday };
         assert_eq!(calendar_from_json(&calendar_to_json(calendar).to_string()), Ok(calendar));
         let ips: Box<[IpNet]> = Box::new(["10.0.0.0/8".parse().unwrap(), "::1/128".parse().unwrap()]);
         assert_eq!(ips_from_json(&ips_to_json(&ips).to_string()), Ok(ips));
-    }
-
-    #[test]
-    fn what_is_no_ceiling_is_named() {
-        for (text, why) in [
-            ("", "not a JSON array of objects"),
-            ("[1]", "not a JSON array of objects"),
-            ("[{}]", "no count"),
-            (r#"[{"count":"wishes"}]"#, "count must be one of"),
-            (r#"[{"count":"requests","per":"day"}]"#, "no max"),
-            (r#"[{"count":"requests","per":"day","max":-1}]"#, "no max"),
-            (r#"[{"count":"requests","per":"aeon","max":1}]"#, "per must be one of"),
-        ] {
-            let error = limits_from_json(text).unwrap_err();
-            assert!(error.starts_with(why), "{text}: {error}");
-        }
         assert!(ips_from_json(r#"["10.0.0.0/99"]"#).is_err());
     }
 

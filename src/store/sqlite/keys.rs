@@ -9,6 +9,7 @@ use super::{SqliteStore, StoreError};
 use crate::clock::Timestamp;
 use crate::model::digest::Digest;
 use crate::model::id::{KeyId, WorkspaceId};
+use crate::store::shared::limits::limits_to_json;
 use crate::store::shared::rollup::{RollupTotals, RollupWindow};
 use crate::store::shared::rules::{self, DeletedKey};
 use crate::store::shared::writes::keys::KeyRows;
@@ -286,7 +287,7 @@ fn insert(
             ":daily": ceilings.daily_request_limit.map(row::int),
             ":quota": ceilings.quota_limit.map(row::int),
             ":concurrency": ceilings.concurrency_limit,
-            ":limits": rules::limits_to_json(&ceilings.limits).to_string(),
+            ":limits": limits_to_json(&ceilings.limits).to_string(),
             ":ips": rules::ips_to_json(&key.allowed_ips).to_string(),
             ":active": key.is_active,
             ":expires": key.expires_at.map(Timestamp::as_micros),
@@ -328,7 +329,7 @@ fn update(tx: &Transaction<'_>, record: &KeyRecord, version: Version) -> Result<
             ":daily": ceilings.daily_request_limit.map(row::int),
             ":quota": ceilings.quota_limit.map(row::int),
             ":concurrency": ceilings.concurrency_limit,
-            ":limits": rules::limits_to_json(&ceilings.limits).to_string(),
+            ":limits": limits_to_json(&ceilings.limits).to_string(),
             ":ips": rules::ips_to_json(&key.allowed_ips).to_string(),
             ":active": key.is_active,
             ":expires": key.expires_at.map(Timestamp::as_micros),

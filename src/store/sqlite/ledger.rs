@@ -36,6 +36,20 @@ struct SqliteKeyFacts {
     calendar: Calendar,
 }
 
+/// Sends what `each` visits in batches.
+fn in_batches(
+    to: &mpsc::Sender<Vec<UsageTotals>>,
+    each: impl FnOnce(&mut dyn FnMut(UsageTotals) -> Result<(), StoreError>) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
+    let send = |batch| to.blocking_send(batch).map_err(|_| StoreError::Cancelled);
+    let mut batch = Vec::new();
+    each(&mut |spent| {
+        batch.push(spent);
+        if batch.len() == BATCH_MAX { send(std::mem::take(&mut batch)) } else { Ok(()) }
+    })?;
+    if batch.is_empty() { Ok(()) } else { send(batch) }
+}
+
 #[async_trait]
 impl Ledger for SqliteStore {
     async fn append(&self, records: &[UsageRecord]) -> Result<u64, StoreError> {
@@ -72,14 +86,19 @@ impl Ledger for SqliteStore {
         calendar: Calendar,
         to: mpsc::Sender<Vec<UsageTotals>>,
     ) -> Result<(), StoreError> {
+        self.read(move |tx| in_batches(&to, |visit| rollups::each_spent(tx, at, calendar, visit))).await
+    }
+
+    async fn end_user_totals(
+        &self,
+        workspace: &WorkspaceId,
+        at: Timestamp,
+        calendar: Calendar,
+        to: mpsc::Sender<Vec<UsageTotals>>,
+    ) -> Result<(), StoreError> {
+        let id = workspace.clone();
         self.read(move |tx| {
-            let send = |batch| to.blocking_send(batch).map_err(|_| StoreError::Cancelled);
-            let mut batch = Vec::new();
-            rollups::each_spent(tx, at, calendar, |spent| {
-                batch.push(spent);
-                if batch.len() == BATCH_MAX { send(std::mem::take(&mut batch)) } else { Ok(()) }
-            })?;
-            if batch.is_empty() { Ok(()) } else { send(batch) }
+            in_batches(&to, |visit| rollups::each_spent_by_end_users(tx, &id, at, calendar, visit))
         })
         .await
     }

@@ -4,15 +4,15 @@ use super::StoreError;
 use super::row;
 use crate::clock::Timestamp;
 use crate::model::calendar::Calendar;
-use crate::model::id::KeyId;
+use crate::model::id::{KeyId, WorkspaceId};
 use crate::model::usage::{UsageSubject, UsageTotals};
 use crate::policy::keys::calendar::Window;
-use crate::store::shared::decode::{
-    read_point, read_tally, sound_spent, sound_tally, subject_columns, tally_columns,
-};
+use crate::store::shared::decode::{read_point, read_tally, sound_tally, tally_columns};
 use crate::store::shared::groups::GroupWindow;
 use crate::store::shared::rollup::{RollupTotals, RollupWindow, WindowWidth};
-use crate::store::shared::spent::{Bounds, SpentQuery};
+use crate::store::shared::spent::{
+    Bounds, SpentQuery, sound_spent, sound_spent_by_end_user, subject_columns,
+};
 use crate::store::shared::sums::{self, SUMS, UsageSums, sums_columns};
 use crate::store::{Interval, UsagePoint, UsageRange};
 use rusqlite::types::Value;
@@ -123,6 +123,21 @@ pub(super) fn each_spent(
     row::each(tx, &sql, params_from_iter(values), |f| sound_spent(f)?.map_or(Ok(()), &mut visit))
 }
 
+/// The same of every end user of a workspace.
+pub(super) fn each_spent_by_end_users(
+    tx: &Transaction<'_>,
+    workspace: &WorkspaceId,
+    at: Timestamp,
+    calendar: Calendar,
+    mut visit: impl FnMut(UsageTotals) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
+    let SpentQuery { sql, values } = SpentQuery::of_end_users(BOUNDS, calendar, at);
+    let values = values.into_iter().map(Value::Integer).chain([Value::Text(workspace.as_str().to_owned())]);
+    row::each(tx, &sql, params_from_iter(values), |f| {
+        sound_spent_by_end_user(workspace, f)?.map_or(Ok(()), &mut visit)
+    })
+}
+
 /// The usage of one subject in the windows of `calendar` that contain `at`.
 pub(super) fn spent_of(
     tx: &Transaction<'_>,
@@ -130,6 +145,13 @@ pub(super) fn spent_of(
     at: Timestamp,
     calendar: Calendar,
 ) -> Result<UsageTotals, StoreError> {
+    if let UsageSubject::EndUser(workspace, id) = subject {
+        let SpentQuery { sql, values } = SpentQuery::of_end_users(BOUNDS, calendar, at).of_one_end_user();
+        let of_one = [Value::Text(workspace.as_str().to_owned()), Value::Blob(id.0.as_bytes().to_vec())];
+        let values = params_from_iter(values.into_iter().map(Value::Integer).chain(of_one));
+        let found = row::one(tx, &sql, values, |f| sound_spent_by_end_user(workspace, f))?.flatten();
+        return Ok(found.unwrap_or_else(|| UsageTotals::nothing(subject.clone())));
+    }
     let query = SpentQuery::of_all(BOUNDS, calendar, at).of_one();
     let found = row::one(tx, &query.sql, of_subject(&query, subject), sound_spent)?.flatten();
     Ok(found.unwrap_or_else(|| UsageTotals::nothing(subject.clone())))

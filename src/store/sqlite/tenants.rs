@@ -9,6 +9,7 @@ use crate::model::id::{GrantId, PlanId, WorkspaceId};
 use crate::model::key::Plan;
 use crate::store::shared::decode::{plan_columns, plan_record_columns, read_plan_record};
 use crate::store::shared::decode::{read_workspace, sound_plan_record, sound_workspace, workspace_columns};
+use crate::store::shared::limits::limits_to_json;
 use crate::store::shared::writes::tenants::TenantRows;
 use crate::store::shared::writes::{self, Rows};
 use crate::store::shared::{grants, rules};
@@ -178,7 +179,7 @@ impl TenantRows for Transaction<'_> {
             ":description": record.description,
             ":rate": record.plan.api_ops_rate_limit,
             ":quota": row::int(record.plan.end_user_quota),
-            ":limits": rules::limits_to_json(&record.plan.limits).to_string(),
+            ":limits": limits_to_json(&record.plan.limits).to_string(),
             ":created": record.created_at.as_micros(),
             ":updated": record.updated_at.as_micros(),
             ":version": row::int(version.0),
@@ -205,7 +206,7 @@ impl TenantRows for Transaction<'_> {
             ":description": record.description,
             ":rate": record.plan.api_ops_rate_limit,
             ":quota": row::int(record.plan.end_user_quota),
-            ":limits": rules::limits_to_json(&record.plan.limits).to_string(),
+            ":limits": limits_to_json(&record.plan.limits).to_string(),
             ":updated": record.updated_at.as_micros(),
             ":version": row::int(version.0),
             ":retention": record.usage_retention_days,

@@ -7,8 +7,10 @@ mod reading;
 pub use reading::Reading;
 
 use crate::clock::Timestamp;
+use crate::model::amounts::Amounts;
 use crate::model::fault::Fault;
 use crate::model::id::{EndUserId, KeyId, RequestId, WorkspaceId};
+use crate::model::tokens::TokenCounts;
 use crate::model::usage::{Outcome, UsageRecord};
 use std::net::IpAddr;
 use uuid::Uuid;
@@ -279,6 +281,14 @@ impl Admit<'_> {
 }
 
 impl Complete<'_> {
+    /// What it used of each measure that a meter finds out.
+    pub fn amounts(&self) -> Amounts {
+        match &self.reading {
+            Some(reading) => Amounts::used(&reading.tokens, reading.cost_nano),
+            None => Amounts::used(&TokenCounts { total: self.tokens_used, ..TokenCounts::default() }, None),
+        }
+    }
+
     /// Appends the payload to `out`.
     pub fn encode(&self, out: &mut Vec<u8>) {
         let Self {

@@ -1,13 +1,19 @@
 //! Changed limits and refunds: the counters in memory and in Redis agree at every step.
 
 use super::*;
+use crate::model::amounts::Amounts;
 use crate::policy::keys::limit::{CounterState, Mark, RetryAfter};
 
 /// One step: the limit in force, µs before it, how many are charged, how many of these are refunded at once.
 type Step = (u64, u64, u32, u64, u64);
 
 fn memory(state: &mut CounterState, limits: &Limits, need: u64, now: Now) -> Vec<Mark> {
-    let charge = |_| state.check(limits, 1, now).is_ok().then(|| state.take(limits, 1, now));
+    let charge = |_| {
+        state
+            .check(limits, &Amounts::REQUEST, now)
+            .is_ok()
+            .then(|| state.take(limits, &Amounts::REQUEST, now))
+    };
     (0..need).map_while(charge).collect()
 }
 
@@ -43,7 +49,7 @@ fn memory_and_redis_agree_while_limits_change() {
             let there = ask(need, total, 0);
             prop_assert_eq!(here, there.units, "{} of {} at {} per second", need, burst, rate);
             if need > 0 && there.units == 0 {
-                let Err(refused) = state.check(&limits, 1, now) else { unreachable!() };
+                let Err(refused) = state.check(&limits, &Amounts::REQUEST, now) else { unreachable!() };
                 let (_, retry) = there.refused.expect("a reason");
                 let (RetryAfter::Wait(a), RetryAfter::Wait(b)) = (refused.retry, retry) else {
                     unreachable!()

@@ -5,6 +5,7 @@ use super::{
     OwnWindow, PROMISE_RETRY, Per, Refusal, Remaining, RetryAfter, SECOND_US, SubjectPool, TakenUnits,
     Timestamp, UNTOLD_MAX,
 };
+use crate::model::amounts::Amounts;
 
 impl SubjectPool {
     /// Whether one more request may be admitted without Redis.
@@ -16,7 +17,7 @@ impl SubjectPool {
             // A single node has spent everything that was spent; of several nodes, others may have spent what there was.
             self.rates.empty_buckets(&share, outage.well_ns);
         }
-        let mut refused = self.rates.check(&share, 1, now).err();
+        let mut refused = self.rates.check(&share, &Amounts::REQUEST, now).err();
         for limit in self.limits.iter() {
             let retry = match limit.rule {
                 LimitRule::Window { per, max } if !self.may_spend_window(per, max, outage, now) => {

@@ -8,7 +8,7 @@ const DAY: u64 = 86_400;
 const SECOND: Duration = Duration::from_secs(1);
 
 fn limit(name: LimitName, rule: LimitRule) -> Limit {
-    Limit { name, count: Count::Requests, rule }
+    Limit { name, count: Measure::Requests, rule }
 }
 
 fn bucket(rate: u64, burst: u64) -> Limit {
@@ -28,8 +28,8 @@ fn charge(state: &mut CounterState, limits: &[Limit], now: Now) -> Result<Mark, 
 }
 
 fn charge_in(state: &mut CounterState, limits: &Limits, now: Now) -> Result<Mark, LimitReached> {
-    state.check(limits, 1, now)?;
-    Ok(state.take(limits, 1, now))
+    state.check(limits, &Amounts::REQUEST, now)?;
+    Ok(state.take(limits, &Amounts::REQUEST, now))
 }
 
 fn any_limit() -> impl Strategy<Value = Limit> {
@@ -86,7 +86,7 @@ fn windows_of_the_past_do_not_displace_the_newest() {
         assert!(charge(&mut state, &limits, now).is_ok());
     }
     for minutes in [2, 1, 2, 1] {
-        state.take(&utc(&limits), 1, earlier(minutes));
+        state.take(&utc(&limits), &Amounts::REQUEST, earlier(minutes));
         assert_eq!(state.used(Per::Minute, earlier(minutes).wall), 1);
         assert!(charge(&mut state, &limits, now).is_err(), "this minute's five are still spent");
     }
@@ -114,12 +114,13 @@ fn a_changed_rate_or_burst_acts_at_once() {
     let mut state = CounterState::default();
     assert_eq!(admitted(&mut state, &[bucket(1, 300)], clock.now()), 300);
     let raised = [bucket(100, 300)];
-    let refused = state.check(&utc(&raised), 1, clock.now()).expect_err("all 300 are spent");
+    let refused = state.check(&utc(&raised), &Amounts::REQUEST, clock.now()).expect_err("all 300 are spent");
     assert_eq!(refused.retry, RetryAfter::Wait(Duration::from_millis(10)));
     clock.advance(SECOND);
     assert_eq!(admitted(&mut state, &raised, clock.now()), 100);
-    let lowered =
-        state.check(&utc(&[bucket(1, 2)]), 1, clock.now()).expect_err("nothing is left of two either");
+    let lowered = state
+        .check(&utc(&[bucket(1, 2)]), &Amounts::REQUEST, clock.now())
+        .expect_err("nothing is left of two either");
     assert_eq!(lowered.retry, RetryAfter::Wait(SECOND));
     clock.advance(SECOND);
     assert_eq!(admitted(&mut state, &[bucket(1, 2)], clock.now()), 1);
@@ -214,10 +215,12 @@ fn what_is_counted_does_not_depend_on_the_limits_set() {
     let mut state = CounterState::default();
     let clock = ManualClock::at(Timestamp::from_secs(1_764_000_000));
     for _ in 0..5 {
-        state.take(&utc(&[bucket(100, 100)]), 1, clock.now());
+        state.take(&utc(&[bucket(100, 100)]), &Amounts::REQUEST, clock.now());
     }
     // A limit that is set later counts what was spent before, and two limits on one window charge it once.
-    let refused = state.check(&utc(&[window(Per::Day, 5)]), 1, clock.now()).expect_err("five are spent");
+    let refused = state
+        .check(&utc(&[window(Per::Day, 5)]), &Amounts::REQUEST, clock.now())
+        .expect_err("five are spent");
     assert!(matches!(refused.retry, RetryAfter::Wait(_)));
     let both = [window(Per::Day, 6), limit(LimitName::Daily, LimitRule::of(Per::Day, 7))];
     assert!(charge(&mut state, &both, clock.now()).is_ok());
@@ -244,8 +247,8 @@ proptest! {
                 wall: now.wall.plus(d),
                 steady_ns: now.steady_ns + u64::try_from(d.as_nanos()).expect("fits"),
             };
-            prop_assert!(state.check(&utc(&limits), 1, at(just_before)).is_err(), "{:?} too early", refused);
-            prop_assert!(state.check(&utc(&limits), 1, at(wait)).is_ok(), "{:?} told too little", refused);
+            prop_assert!(state.check(&utc(&limits), &Amounts::REQUEST, at(just_before)).is_err(), "{:?} too early", refused);
+            prop_assert!(state.check(&utc(&limits), &Amounts::REQUEST, at(wait)).is_ok(), "{:?} told too little", refused);
         }
     }
 
@@ -319,11 +322,11 @@ proptest! {
             let had = state.remaining(&limits[0], Calendar::UTC, clock.now()).units;
             let taken = (0..charges).take_while(|_| charge(&mut state, &limits, clock.now()).is_ok()).count() as u64;
             prop_assert_eq!(taken, had.min(charges as u64));
-            if let Err(refused) = state.check(&utc(&limits), 1, clock.now()) {
+            if let Err(refused) = state.check(&utc(&limits), &Amounts::REQUEST, clock.now()) {
                 let RetryAfter::Wait(wait) = refused.retry else { return Err(TestCaseError::fail("a rate refills")) };
                 prop_assert!(wait <= Duration::from_nanos(1_000_000_000_u64.div_ceil(rate)), "{wait:?} at {rate}");
                 clock.advance(wait);
-                prop_assert!(state.check(&utc(&limits), 1, clock.now()).is_ok());
+                prop_assert!(state.check(&utc(&limits), &Amounts::REQUEST, clock.now()).is_ok());
             }
         }
     }
