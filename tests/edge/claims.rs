@@ -125,7 +125,8 @@ async fn nothing_of_it_passes_from_a_client_in_any_spelling_over_either_http() {
 
 #[test]
 fn the_documentation_lists_all_that_is_removed() {
-    let docs = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/edge.md")).unwrap();
+    let docs =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/reference/edge.md")).unwrap();
     let section = docs.split_once("## Header fields that backends trust").expect("the section").1;
     let section = section.split_once("\n## ").expect("its end").0;
     let lines = section.lines().skip_while(|line| !line.starts_with('|'));

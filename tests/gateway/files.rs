@@ -280,7 +280,7 @@ fn the_next_connection_to_redis_is_made_with_the_certificates_of_now() {
 
 #[test]
 fn the_operating_guide_says_of_every_file_what_happens_when_it_changes() {
-    let guide = include_str!("../../docs/operating.md");
+    let guide = include_str!("../../docs/how-to/operating.md");
     let section = guide.split_once("\n### Files\n").expect("a section").1;
     let section = section.split("\n## ").next().unwrap();
     let rows = section.lines().filter(|line| line.starts_with("| `"));

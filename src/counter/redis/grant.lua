@@ -1,5 +1,5 @@
 -- Keygate, shared counters, layout 3. One call reports what a node holds of some subjects of one workspace, and grants it more.
--- docs/redis.md describes the protocol.
+-- docs/explanation/redis.md describes the protocol.
 --
 -- KEYS  a hash for each subject: the workspace's (if it is counted), then keys'. All share one hash tag.
 -- ARGV  node, server ('': ask INFO), nodes, life_us, promise_us, lag_us, lost_us (0: this node did not just reconnect),

@@ -1,7 +1,7 @@
 //! What one node holds of one subject (a key, or a workspace): units granted by Redis, and a promise for when it is
 //! unreachable.
 //!
-//! Pure: no I/O, no clock. docs/redis.md describes the protocol; `grant.lua` is the other side.
+//! Pure: no I/O, no clock. docs/explanation/redis.md describes the protocol; `grant.lua` is the other side.
 //!
 //! *Invariant:* a unit is spent within [`LIFE`] of its debit and before the first of its windows ends, or is returned.
 //! *Invariant:* without Redis, no more is spent in a window than Redis has reserved for this node: unspent granted units
