@@ -7,8 +7,9 @@
 # make test-clients  real clients through a gateway: OpenAI, Anthropic, gRPC, WebSocket, curl, h2 (needs python3)
 # make test-openapi  the admin API against its OpenAPI document, like test, but for ten minutes with random seeds (needs python3)
 # make docs   the documentation as one site, target/docs/site (needs python3)
+# make reference  writes the tables of the reference pages anew from the sources and the binary
 # make env    .env with fresh secrets for docker compose
-# make check-deploy  checks the files for compose, HAProxy, Prometheus and systemd with these programs
+# make check-deploy  checks the files for compose, HAProxy, Prometheus, systemd and Kubernetes with these programs (needs python3)
 # make bench  CPU per request beside bare Pingora, nginx and HAProxy (half an hour; ARGS='--only hot-key' for less)
 # make cost   instructions and allocations of a request, the same on any machine (ARGS=check compares with the baseline, ARGS=record)
 # make bench-parts  nanoseconds of the decision, the counters, the keyring and the journal
@@ -26,13 +27,14 @@ run: tools
 	@$(CARGO) build --locked --release
 	@exec ./target/release/keygate demo
 
-# The second line checks the admin API against its OpenAPI document, the third follows a page of the documentation. The last one fails when a
-# request costs more instructions than the baseline.
+# Links first, because that takes a second. After the tests the admin API is checked against its OpenAPI document, and pages of the documentation are
+# compared with the sources and followed word by word. The last line fails when a request costs more instructions than the baseline.
 test: tools test-tools
 	python3 tests/docs/links.py
 	$(CARGO) test --locked --no-fail-fast
 	@$(MAKE) --no-print-directory openapi ARGS="--max-examples 20 --generation-deterministic"
 	@$(MAKE) --no-print-directory any-api
+	@$(MAKE) --no-print-directory follow
 	$(CARGO) bench --locked --bench cost -- check
 
 measure: tools test-tools
@@ -63,6 +65,19 @@ any-api:
 	@[ -x target/any-api/bin/python ] || python3 -m venv target/any-api
 	@target/any-api/bin/pip install --quiet --requirement tests/any_api/requirements.txt
 	target/any-api/bin/python tests/any_api/run.py "$(CURDIR)/target/debug/keygate"
+
+# Compares the reference with the sources and the binary that the tests have built, and follows the other pages that have commands
+# (PAGES=docs/how-to/plans.md for one of them).
+.PHONY: follow reference
+follow:
+	@[ -x target/follow/bin/python ] || python3 -m venv target/follow
+	@target/follow/bin/pip install --quiet --requirement tests/docs/requirements.txt
+	@python3 tests/docs/reference.py "$(CURDIR)/target/debug/keygate"
+	target/follow/bin/python tests/docs/follow.py "$(CURDIR)/target/debug/keygate" $(PAGES)
+
+reference:
+	$(CARGO) build --locked
+	@python3 tests/docs/reference.py "$(CURDIR)/target/debug/keygate" --write
 
 # Keygate and the bare proxy are built with the same profile, as for production.
 bench: tools test-tools bench-tools
@@ -120,10 +135,15 @@ check-deploy:
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
 	$(MAKE) --no-print-directory env ENV_FILE="$$folder/env" && docker-compose --env-file "$$folder/env" config -q && \
 	sed 's#/usr/local/bin/keygate#/bin/true#' conf/systemd/keygate.service >"$$folder/keygate.service" && \
-	systemd-analyze verify "$$folder/keygate.service"
+	mkdir "$$folder/keygate.service.d" && cp conf/systemd/*.conf "$$folder/keygate.service.d" && \
+	SYSTEMD_UNIT_PATH="$$folder:" systemd-analyze verify keygate.service
 	haproxy -c -q -f conf/haproxy/haproxy.cfg
 	promtool check config conf/prometheus/prometheus.yml
 	promtool test rules conf/prometheus/alerts_test.yml
+	$(CARGO) build --locked
+	@[ -x target/deploy/bin/python ] || python3 -m venv target/deploy
+	@target/deploy/bin/pip install --quiet --requirement tests/deploy/requirements.txt
+	target/deploy/bin/python tests/deploy/chart.py "$(CURDIR)/target/debug/keygate"
 
 fuzz: tools
 	for target in answer path secret config head chunks journal; do \
@@ -131,7 +151,7 @@ fuzz: tools
 
 # The tests start their own PostgreSQL, Redis and ACME servers: only the programs are needed, no running servers.
 test-tools:
-	@missing=; for tool in pebble redis-server valgrind; do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
+	@missing=; for tool in haproxy nginx pebble redis-server sqlite3 valgrind; do PATH="$$PATH:/usr/sbin" command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
 	python3 -m ensurepip --version >/dev/null 2>&1 || missing="$$missing python3-venv"; \
 	found=; for folder in /usr/lib/postgresql/*/bin $$(echo "$$PATH" | tr : ' '); do \
 		[ -x "$$folder/initdb" ] && [ -x "$$folder/pg_ctl" ] && [ -x "$$folder/postgres" ] && found=yes; done; \
