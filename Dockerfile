@@ -1,5 +1,6 @@
 # syntax=docker/dockerfile:1
-# A small image with one binary: `docker build -t keygate .`, or docker-compose.yml. It needs BuildKit (Docker 23 or newer), whose
+# A small image with one binary: `docker build -t keygate .`, or docker-compose.yml. Without any setting it is one node on SQLite in its volume;
+# mount a config at /etc/keygate/keygate.toml for your backends. It needs BuildKit (Docker 23 or newer), whose
 # cache mounts keep compiled dependencies between builds.
 
 FROM rust:1.95-bookworm AS build
@@ -13,7 +14,7 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/build/target \
     cargo build --locked --profile dist --bin keygate \
     && install -D -m 0755 target/dist/keygate /image/usr/local/bin/keygate \
-    && install -D -m 0644 conf/production.toml /image/etc/keygate/keygate.toml \
+    && install -D -m 0644 conf/one-node.toml /image/etc/keygate/keygate.toml \
     && install -d -m 0700 /image/var/lib/keygate
 
 # libc, libgcc_s and the TLS root certificates; no shell, no package manager.

@@ -291,7 +291,12 @@ fn what_containers_and_systemd_start_is_a_command_of_keygate() {
 #[test]
 fn variables_of_image_and_unit_do_something_and_the_unit_waits_long_enough() {
     let unit = text("conf/systemd/keygate.service");
-    for (file, whence) in [(text("Dockerfile"), "Dockerfile"), (unit.clone(), "keygate.service")] {
+    let shared = text("conf/systemd/several-nodes.conf");
+    for (file, whence) in [
+        (text("Dockerfile"), "Dockerfile"),
+        (unit.clone(), "keygate.service"),
+        (shared, "several-nodes.conf"),
+    ] {
         let set = variables(&file);
         assert!(!set.is_empty(), "{whence}");
         set.into_iter().for_each(|variable| assert_known(variable, whence));
