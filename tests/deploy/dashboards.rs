@@ -10,8 +10,12 @@ use std::process::{Child, Command, Stdio};
 const SCRAPED: [&str; 2] = ["instance", "job"];
 /// Series that Prometheus adds.
 const OF_PROMETHEUS: [&str; 1] = ["up"];
-/// A series that only a gateway with certificates exports, and its label; tests/edge checks it.
-const OF_CERTIFICATES: (&str, &str) = ("keygate_certificate_expiry_timestamp_seconds", "certificate");
+/// Series that only a gateway with certificates or metered routes exports, and their labels; tests/edge checks them.
+const OF_OTHERS: [(&str, &[&str]); 3] = [
+    ("keygate_certificate_expiry_timestamp_seconds", &["certificate"]),
+    ("keygate_tokens_total", &["route", "kind"]),
+    ("keygate_cost_nano_total", &["route", "model"]),
+];
 
 /// A demo gateway that has served and refused; ends when dropped.
 struct Demo {
@@ -73,13 +77,15 @@ async fn told() -> BTreeMap<String, BTreeSet<String>> {
         let names = labels.split(',').filter_map(|pair| pair.split_once('=')).map(|(n, _)| n.to_owned());
         series.entry(name.to_owned()).or_default().extend(names);
     }
-    series.insert(OF_CERTIFICATES.0.to_owned(), [OF_CERTIFICATES.1.to_owned()].into());
+    for (name, labels) in OF_OTHERS {
+        series.insert(name.to_owned(), labels.iter().map(|label| (*label).to_owned()).collect());
+    }
     series
 }
 
 /// The names of the series and labels in `expression`.
 fn asked(expression: &str) -> (BTreeSet<&str>, BTreeSet<&str>) {
-    const WORDS: [&str; 4] = ["and", "or", "sum", "max"];
+    const WORDS: [&str; 5] = ["and", "or", "sum", "min", "max"];
     let mut series = BTreeSet::new();
     let mut labels = BTreeSet::new();
     let (mut rest, mut in_labels) = (expression, false);
@@ -169,13 +175,18 @@ async fn dashboards_and_alerts_ask_for_series_that_exist() {
 fn every_panel_says_what_it_shows_and_grafana_finds_it() {
     let board: Value = serde_json::from_str(&text("conf/grafana/dashboards/keygate.json")).expect("JSON");
     let source = yaml("conf/grafana/provisioning/datasources/prometheus.yml");
+    let variable = &board["templating"]["list"][0];
+    assert_eq!((&variable["name"], &variable["type"]), (&"datasource".into(), &"datasource".into()));
+    assert_eq!(variable["query"], source["datasources"][0]["type"], "the reader chooses one of this kind");
     let mut ids = BTreeSet::new();
     for panel in board["panels"].as_array().expect("panels") {
         let title = panel["title"].as_str().expect("a title");
         assert!(ids.insert(panel["id"].as_u64().expect("an id")), "{title}: two panels have one id");
         if panel["type"] != "row" {
             assert!(panel["description"].as_str().is_some_and(|d| d.len() > 10), "{title}");
-            assert_eq!(panel["datasource"]["uid"], source["datasources"][0]["uid"], "{title}");
+            let mut uids = Vec::new();
+            strings(panel, "uid", &mut uids);
+            assert!(uids.len() > 1 && uids.iter().all(|uid| *uid == "${datasource}"), "{title}: {uids:?}");
         }
     }
     let provider = yaml("conf/grafana/provisioning/dashboards/keygate.yml");
