@@ -30,6 +30,7 @@ PATIENCE = 60
 TUTORIAL = "docs/tutorial/first-request.md"
 # What a page begins with besides the binary: servers that are started for it, or the gateway and the key of the tutorial.
 PAGES = {
+    "README.md": [],
     TUTORIAL: [],
     "docs/how-to/fastapi.md": [],
     "docs/how-to/openai.md": [],
@@ -123,7 +124,7 @@ class Page:
         if is_gateway:
             self.gateway = int((self.folder / ".gateway").read_text())
             eventually(f"{self.name}: the gateway is ready", lambda: self.is_ready(self.port("8081")))
-        elif re.search(r"&$", block, re.MULTILINE):
+        elif re.search(r" &(?: +#.*)?$", block, re.MULTILINE):
             for port in re.findall(r"(?:127\.0\.0\.1:|port[ =])(\d{4,5})", text):
                 eventually(f"{self.name}: port {port} accepts", lambda port=port: accepts(int(port)))
         return said
