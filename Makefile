@@ -3,6 +3,7 @@
 # make bench-ledger  appending to the ledger, and reading one of ten million records (minutes; ARGS=append or read for one of them)
 # make lint   formatting and clippy, warnings are errors
 # make dist   the binary for production: slower to build, faster to run
+# make package  what a release has: archive, .deb, root file system of the image, checksums, bill of materials (TARGET=aarch64-unknown-linux-musl)
 # make measure  how soon a change acts on another node; the effect of slow clients and invalid keys on others
 # make test-clients  real clients through a gateway: OpenAI, Anthropic, gRPC, WebSocket, curl, h2 (needs python3)
 # make test-openapi  the admin API against its OpenAPI document, like test, but for ten minutes with random seeds (needs python3)
@@ -21,7 +22,7 @@ PACKAGES = gcc libc6-dev make cmake
 
 ENV_FILE ?= .env
 
-.PHONY: docs run test test-clients test-openapi measure lint dist env check-deploy fuzz tools test-tools cost bench bench-tools bench-parts bench-journal bench-ledger model
+.PHONY: docs package run test test-clients test-openapi measure lint dist env check-deploy fuzz tools test-tools cost bench bench-tools bench-parts bench-journal bench-ledger model
 
 run: tools
 	@$(CARGO) build --locked --release
@@ -118,6 +119,17 @@ docs:
 
 dist: tools
 	$(CARGO) build --locked --profile dist
+
+# Linked statically with musl, so that one binary runs on every Linux, in an empty container too. Memory comes from mimalloc in either case.
+PROFILE ?= dist
+TARGET ?= $(shell uname -m)-unknown-linux-musl
+package: tools
+	@missing=; for tool in musl-gcc dpkg-deb python3; do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
+	[ -z "$$missing" ] || { echo "missing:$$missing. On Debian or Ubuntu: sudo apt-get install dpkg musl-tools python3" >&2; exit 1; }
+	rustup target add $(TARGET)
+	$(CARGO) build --locked --profile $(PROFILE) --target $(TARGET)
+	packaging/package.sh target/$(TARGET)/$(PROFILE)/keygate $(TARGET) target/package
+	packaging/check.sh target/package
 
 # An existing file is kept, because the keys in the database are hashed with its pepper.
 env:
