@@ -7,6 +7,7 @@ use super::snapshot::RoutingSnapshot;
 use super::upstream::attempts::UpstreamAttempts;
 use crate::clock::Now;
 use crate::gate::{Admission, Denied, KeylessPermit, Permit};
+use crate::keyring::Entry;
 use crate::model::fault::{Fault, Lang};
 use crate::model::id::RequestId;
 use crate::policy::keys::denial::{BadRequest, Denial};
@@ -54,6 +55,8 @@ pub struct Ctx {
     pub admission: Option<Admission>,
     /// The same for a request without a key.
     pub keyless: Option<KeylessPermit>,
+    /// The key that it presented, if there is an access log.
+    pub logged_entry: Option<Arc<Entry>>,
     /// Its usage record until it is complete.
     pub record: Option<PendingRecord>,
     /// Meters it, if its route is metered.
@@ -109,6 +112,7 @@ impl Ctx {
             begun: false,
             admission: None,
             keyless: None,
+            logged_entry: None,
             record: None,
             meter: None,
             body: None,
