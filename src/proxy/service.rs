@@ -17,7 +17,7 @@ use super::request::tunnel;
 use super::response::reply::{self, DEGRADED};
 use super::response::reply::{is_final, status_written};
 use super::state::Proxy;
-use super::upstream::ConnectError;
+use super::upstream::{ConnectError, cause_of};
 use crate::gate::KeylessPermit;
 use crate::model::fault::Fault;
 use crate::model::usage::Outcome;
@@ -132,6 +132,9 @@ impl ProxyHttp for Phases {
     ) -> Box<Error> {
         tracing::debug!(request_id = ctx.request_id.to_str().unwrap_or(""), server = %peer, error = e.etype.as_str(), "cannot connect to upstream server");
         let request = RetryFacts::of(session, ctx);
+        if let Some(server) = ctx.attempts.server() {
+            server.note_connect_error(cause_of(&e));
+        }
         e.set_retry(self.on_connect_failure(ctx, ConnectError::of(&e), request));
         e
     }

@@ -22,7 +22,8 @@ fn started() -> (Origin, Gateway) {
 fn a_line_says_who_asked_for_what_and_what_became_of_it() {
     let (origin, gateway) = started();
     let key = gateway.create_key(json!({}));
-    let request = Request::post("/v1/app/x?secret=1", "12345").bearer(&key.secret).header("User-Agent", "tést/1 \"q\"");
+    let request =
+        Request::post("/v1/app/x?secret=1", "12345").bearer(&key.secret).header("User-Agent", "tést/1 \"q\"");
     let answer = gateway.call(&request);
     let line = line(&gateway, answer.header("x-request-id").expect("an id"));
     for (field, value) in [
