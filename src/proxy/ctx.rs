@@ -83,6 +83,8 @@ pub struct Ctx {
     pub fault: Option<Fault>,
     /// Whether a response of Keygate's own states the failure in `grpc-status` instead of the HTTP status.
     pub is_answered_by_grpc: bool,
+    /// Whether it is a load balancer's health check, which is neither counted nor logged.
+    pub is_health_check: bool,
     /// Its trace spans, if it is traced.
     pub recording: Option<Recording>,
     _in_flight: InFlightGauge,
@@ -126,6 +128,7 @@ impl Ctx {
             own_ns: 0,
             fault: None,
             is_answered_by_grpc: false,
+            is_health_check: false,
             recording: None,
             _in_flight: InFlightGauge(in_flight),
         }

@@ -11,7 +11,7 @@ use super::observe::access::{AccessLogLine, LoggedEnd};
 use super::request::attempt::{AttemptError, ForwardError, RetryFacts, restart_read_timeout, upstream_of};
 use super::request::body::forward_part;
 use super::request::forward;
-use super::request::preflight::Preflighted;
+use super::request::preflight::EarlyOutcome;
 use super::request::rewind;
 use super::request::tunnel;
 use super::response::reply::{self, DEGRADED};
@@ -76,10 +76,10 @@ impl ProxyHttp for Phases {
         let decided = if let Some(decided) = ctx.decided.take() {
             decided
         } else {
-            let decided = match self.preflight(session, ctx).await.map_err(Error::into_down)? {
-                Preflighted::Answered => return Ok(true),
-                Preflighted::Decided(decided) => decided,
-                Preflighted::No => self.decide(session, ctx).await,
+            let decided = match self.answer_early(session, ctx).await.map_err(Error::into_down)? {
+                EarlyOutcome::Answered => return Ok(true),
+                EarlyOutcome::Decided(decided) => decided,
+                EarlyOutcome::No => self.decide(session, ctx).await,
             };
             self.record_decision_time(ctx);
             decided
@@ -430,6 +430,9 @@ impl Proxy {
         written: Option<u16>,
         (read, sent): (u64, u64),
     ) {
+        if ctx.is_health_check {
+            return;
+        }
         Self::on_served(ctx, outcome == Outcome::Served);
         let status = match ctx.fault {
             // gRPC says what failed in a field of its own, with a status of success.

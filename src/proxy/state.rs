@@ -11,6 +11,7 @@ use crate::proxy::connection::address_limiter::AddressLimiter;
 use crate::proxy::message::ratelimit::RateLimitFamilies;
 use crate::proxy::observe::access::AccessLog;
 use crate::proxy::observe::traces::Tracing;
+use crate::proxy::request::listener::HealthPath;
 use crate::proxy::snapshot::RoutingSnapshot;
 use crate::usage::Recorder;
 use arc_swap::ArcSwap;
@@ -37,6 +38,8 @@ pub struct Proxy {
     pub preflights: Option<AddressLimiter>,
     /// Limits requests on public routes, per address; none: no limit.
     pub public_requests: Option<AddressLimiter>,
+    /// Where load balancers check this node; none: nowhere.
+    pub health: Option<HealthPath>,
     /// The access log.
     pub access: AccessLog,
     /// Proxies whose `X-Forwarded-For` is trusted.
@@ -66,4 +69,6 @@ pub struct ProxyLimits {
     pub families: RateLimitFamilies,
     /// The form of errors of requests that no route matches.
     pub errors: ErrorForm,
+    /// Whether requests without TLS are redirected to HTTPS.
+    pub redirect_to_https: bool,
 }
