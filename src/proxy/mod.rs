@@ -20,7 +20,6 @@ pub mod upstream;
 pub use message::headers::HeaderPolicy;
 pub use message::ratelimit::RateLimitFamilies;
 pub use observe::traces::Tracing;
-pub use request::listener::HealthPath;
 pub use service::Phases;
 pub use snapshot::RoutingSnapshot;
-pub use state::{Proxy, ProxyLimits};
+pub use state::{HealthPath, Proxy, ProxyLimits};

@@ -11,7 +11,6 @@ use crate::proxy::connection::address_limiter::AddressLimiter;
 use crate::proxy::message::ratelimit::RateLimitFamilies;
 use crate::proxy::observe::access::AccessLog;
 use crate::proxy::observe::traces::Tracing;
-use crate::proxy::request::listener::HealthPath;
 use crate::proxy::snapshot::RoutingSnapshot;
 use crate::usage::Recorder;
 use arc_swap::ArcSwap;
@@ -48,6 +47,14 @@ pub struct Proxy {
     pub tracing: Tracing,
     /// The name of this node.
     pub node: Box<str>,
+}
+
+/// The path at which load balancers ask whether this node is ready.
+pub struct HealthPath {
+    /// The path, in canonical form.
+    pub path: Box<str>,
+    /// Whether it is ready.
+    pub is_ready: Box<dyn Fn() -> bool + Send + Sync>,
 }
 
 /// Limits for requests, and settings for responses.

@@ -14,14 +14,6 @@ use http::header::{CACHE_CONTROL, CONTENT_LENGTH, HOST, LOCATION};
 use http::uri::Authority;
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 
-/// The path at which load balancers ask whether this node is ready.
-pub struct HealthPath {
-    /// The path, in canonical form.
-    pub path: Box<str>,
-    /// Whether it is ready.
-    pub is_ready: Box<dyn Fn() -> bool + Send + Sync>,
-}
-
 impl Proxy {
     /// The response to a request that is for the listener itself; none: it is for a backend.
     pub(in crate::proxy) fn answer_for_listener(
