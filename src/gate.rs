@@ -7,15 +7,16 @@
 //! *Invariant:* only this module makes a [`Permit`] or an [`Admission`]. Forwarding requires an `Admission`, or a
 //! [`KeylessPermit`].
 
+mod charge;
 mod rehash;
 
+use charge::{charge_of, least};
 pub use rehash::{Rehash, RehashJobs, RehashQueue, rehash_queue};
 
 use crate::clock::{Now, Timestamp};
-use crate::counter::{Charge, ChargeError, Charged, Counters, Hold, InFlightGuard, LimitsLeft};
+use crate::counter::{ChargeError, Charged, Counters, Hold, InFlightGuard, LimitsLeft};
 use crate::enduser::EndUserCache;
-use crate::keyring::{Entry, Keyring, PlanInForce, Presented};
-use crate::model::amounts::Amounts;
+use crate::keyring::{Entry, Keyring, Presented};
 use crate::model::digest::Digest;
 use crate::model::fault::Fault;
 use crate::model::id::EndUserId;
@@ -24,8 +25,8 @@ use crate::policy::http::path::{BadPath, decode_segment, split_target};
 use crate::policy::keys::authorize::{AuthorizationRequest, ResourceRequest, authorize, check_active};
 use crate::policy::keys::credential::{SecretPlace, end_user_in_header, end_user_in_query, presented};
 use crate::policy::keys::denial::{BadRequest, Denial};
-use crate::policy::keys::limit::Limits;
 use crate::policy::keys::secret::{Peppers, SecretShape, sha256, shape};
+use crate::policy::meter::PlannedHold;
 use crate::policy::routing::route::{EndUserFrom, ResourceFrom, Route, RouteMatch, RouteTable};
 use http::header::HeaderName;
 use std::net::IpAddr;
@@ -92,6 +93,7 @@ pub struct Admission {
     presented: Presented,
     charged: Charged,
     end_user: Option<(EndUserId, Box<str>)>,
+    max_output: Option<u64>,
 }
 
 /// Proof that a request may be forwarded without a key, and without a charge: its route is public, or it is a preflight, which
@@ -183,7 +185,8 @@ impl Gate {
     pub fn hold(&self, permit: Permit, now: Now) -> Result<(Permit, InFlightGuard), Box<Denied>> {
         let entry = permit.entry();
         let plan = entry.workspace.plan(now.wall);
-        let held = self.counters.hold(&charge_of(entry, &entry.limits(&plan), &plan, Amounts::REQUEST), now);
+        let limits = entry.limits(&plan);
+        let held = self.counters.hold(&charge_of(entry, &limits, &plan, None, least(&permit.route)), now);
         drop(plan);
         match held {
             Ok(place) => Ok((permit, place)),
@@ -201,12 +204,12 @@ impl Gate {
     }
 
     /// Steps 7 and 8: charges every limit, then resolves the end user. A refusal of the end user gives the charge back.
-    /// `amounts` is what it is charged: one request, and what it holds if its route is metered.
+    /// A metered request also holds what `hold` says.
     pub async fn admit(
         &self,
         permit: Permit,
         end_user: Option<Box<str>>,
-        amounts: Amounts,
+        hold: Option<&PlannedHold<'_>>,
         now: Now,
     ) -> Result<Admission, Box<Denied>> {
         let Permit { presented, route, .. } = permit;
@@ -216,26 +219,34 @@ impl Gate {
             return Err(Denied::of(Denial::EndUser, Some(route), presented.entry, None));
         }
         let end_user = end_user.or_else(|| bound.clone());
-        let charged = match self.charge(entry, amounts, now).await {
+        let plan = entry.workspace.plan(now.wall);
+        // An end user who is known and has limits is charged together with the key.
+        let is_limited = !plan.end_user_limits.is_empty();
+        let known = end_user.as_deref().filter(|_| is_limited);
+        let known = known.and_then(|name| self.end_users.known(&entry.workspace.id, name));
+        let mut charged = match self.charge(entry, &plan, known, hold, now).await {
             Ok(charged) => charged,
             Err(declined) => return Err(Denied::declined(declined, route, presented.entry)),
         };
         let Some(name) = end_user else {
-            return Ok(Admission { presented, charged, end_user: None });
+            return Ok(Admission { presented, end_user: None, max_output: charged.1, charged: charged.0 });
         };
-        let quota = entry.workspace.plan(now.wall).plan.end_user_quota;
-        match self.end_users.admit(&entry.workspace.id, &name, self.keyring.version(), quota).await {
-            Ok(id) => Ok(Admission { presented, charged, end_user: Some((id, name)) }),
+        let quota = plan.plan.end_user_quota;
+        let id = match self.end_users.admit(&entry.workspace.id, &name, self.keyring.version(), quota).await {
+            Ok(id) => id,
             Err(denial) => {
-                charged.give_back();
-                Err(Denied::of(denial, Some(route), presented.entry, None))
+                charged.0.give_back();
+                return Err(Denied::of(denial, Some(route), presented.entry, None));
             }
+        };
+        if is_limited && known != Some(id) {
+            charged.0.give_back();
+            charged = match self.charge(entry, &plan, Some(id), hold, now).await {
+                Ok(charged) => charged,
+                Err(declined) => return Err(Denied::declined(declined, route, presented.entry)),
+            };
         }
-    }
-
-    async fn charge(&self, entry: &Entry, amounts: Amounts, now: Now) -> Result<Charged, ChargeError> {
-        let plan = entry.workspace.plan(now.wall);
-        self.counters.admit(&charge_of(entry, &entry.limits(&plan), &plan, amounts), now).await
+        Ok(Admission { presented, max_output: charged.1, charged: charged.0, end_user: Some((id, name)) })
     }
 
     /// Step 3: finds the key of the presented secret.
@@ -278,22 +289,6 @@ impl Gate {
         let new = || Digest(current.digest(secret));
         self.rehash.ask(found.presented.entry.key.id, digest, current.version(), new);
         Some(found.presented)
-    }
-}
-
-fn charge_of<'r>(
-    entry: &'r Entry,
-    limits: &'r Limits,
-    plan: &'r PlanInForce,
-    amounts: Amounts,
-) -> Charge<'r> {
-    Charge {
-        key: entry.key.id,
-        key_limits: limits,
-        workspace: &entry.workspace.id,
-        workspace_limits: &plan.workspace_limits,
-        end_user: None,
-        amounts,
     }
 }
 
@@ -489,6 +484,11 @@ impl Admission {
         self.end_user.as_ref().map(|(_, name)| &**name)
     }
 
+    /// The most output tokens that the request may ask for in each answer, if its own maximum must be lowered.
+    pub fn max_output(&self) -> Option<u64> {
+        self.max_output
+    }
+
     /// Takes out what the request holds, to be settled when it is known what it used.
     pub fn take_hold(&mut self) -> Option<Hold> {
         self.charged.take_hold()
@@ -534,7 +534,10 @@ impl Denied {
     fn declined(declined: ChargeError, route: Arc<Route>, entry: Arc<Entry>) -> Box<Self> {
         let (denial, left, degraded) = match declined {
             ChargeError::Limit { refusal, degraded } => {
-                (Denial::Limit(refusal.refused), Some(refusal.left), degraded)
+                let limit = refusal.refused.limit;
+                let remaining =
+                    refusal.left.iter().find(|(l, _)| l.name == limit.name).map(|(_, left)| *left);
+                (Denial::Limit(refusal.refused, remaining), Some(refusal.left), degraded)
             }
             ChargeError::Unavailable => (Denial::Plain(Fault::ServiceUnavailable), None, true),
         };

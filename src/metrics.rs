@@ -151,6 +151,10 @@ metrics! {
     tokens: IntCounterVec = "keygate_tokens_total", labels &["route", "kind"];
     /// Answers of metered routes that did not say what they used, by reason; and damaged events, with the reason event.
     meter_unreadable: IntCounterVec = "keygate_meter_unreadable_total", labels &["reason"];
+    /// Units that requests in flight hold, by measure.
+    held_units: IntGaugeVec = "keygate_held_units", labels &["measure"];
+    /// Units by which requests that used more than they held have passed a limit, by measure.
+    limit_overshoot: IntCounterVec = "keygate_limit_overshoot_total", labels &["measure"];
     /// What metered requests cost, in billionths of the currency unit, by route and by the entry of the price table (`other`: no entry).
     cost_nano: IntCounterVec = "keygate_cost_nano_total", labels &["route", "model"];
     /// Metered requests whose model has no price, by route.

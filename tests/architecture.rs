@@ -32,6 +32,7 @@ const LAYERS: [(&str, &[&str]); 4] = [
             "page",
             "schema",
             "document",
+            "limit_usage",
             "propagation",
             "apikeys",
             "lookup",
@@ -61,6 +62,7 @@ const LAYERS: [(&str, &[&str]); 4] = [
             "connection",
             "upstream",
             "snapshot",
+            "holds",
             "meter",
             "ctx",
             "observe",
@@ -539,7 +541,8 @@ fn only_the_request_filter_admits_and_charges() {
         all.iter().filter(|s| count(s) > 0).map(|s| (s.path.clone(), count(s))).collect()
     };
     assert_eq!(callers("gate", "admit"), [("src/proxy/request/decide.rs".to_owned(), 1)]);
-    assert_eq!(callers("counters", "admit"), [("src/gate.rs".to_owned(), 1)]);
+    // A route that clamps charges again with less; so does a request whose end user has to be asked for.
+    assert_eq!(callers("counters", "admit"), [("src/gate/charge.rs".to_owned(), 3)]);
     assert_eq!(callers("self", "decide"), [("src/proxy/service.rs".to_owned(), 1)]);
     let service = all.iter().find(|s| s.path == "src/proxy/service.rs").unwrap();
     let file = syn::parse_file(&service.text).unwrap();

@@ -117,7 +117,13 @@ fn no_metered_answer_panics() {
 }
 
 fn metered<'b>(kind: &'static str, pieces: impl Iterator<Item = &'b [u8]>) -> Metered {
-    let rule = MeterRule { source: MeterSource::Llm, missing: Missing::Estimate, max_bytes: 200 };
+    let rule = MeterRule {
+        source: MeterSource::Llm,
+        missing: Missing::Estimate,
+        max_bytes: 200,
+        hold: 1,
+        clamp: false,
+    };
     let fields = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(kind))]);
     let request = MeteredRequest { method: &Method::POST, request_id: b"" };
     let mut meter = Meter::new(&rule, &request, StatusCode::OK, &fields);

@@ -137,7 +137,7 @@ impl Stage {
         let Authorized::Key(permit) = self.gate.authorize(&self.routes, &view).unwrap() else {
             unreachable!()
         };
-        let admitted = pin!(self.gate.admit(permit, None, Amounts::REQUEST, view.now));
+        let admitted = pin!(self.gate.admit(permit, None, None, view.now));
         match admitted.poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(admitted) => admitted.unwrap(),
             Poll::Pending => unreachable!("what is in memory is not waited for"),

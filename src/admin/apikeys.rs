@@ -8,7 +8,7 @@ use super::extract::{FromParams, Object, OptionalObject, PathSegment, Query, Que
 use super::input::{CreateKeyInput, STATISTICS, UpdateKeyInput, credential, read_grace_period};
 use super::page::{Listed, millis, page_request};
 use super::propagation::{Spread, WaitParams, WaitQuery, spread};
-use super::schema::{CountWord, KeyCreate, KeyRegenerate, KeyTypeWord, KeyUpdate, PerWord};
+use super::schema::{CountWord, KeyCreate, KeyRegenerate, KeyTypeWord, KeyUpdate, OwnerWord, PerWord};
 use crate::clock::Timestamp;
 use crate::model::fault::Fault;
 use crate::model::grant::raised;
@@ -63,7 +63,12 @@ impl FromParams for KeyQuery {
             "any" => Ok(None),
             _ => Err("must be one of: true, false, any".into()),
         });
-        let is_deleted = params.flag("is_deleted").unwrap_or(false);
+        let deleted = params.read("is_deleted", |text| match text {
+            "true" => Ok(true),
+            "false" => Ok(false),
+            _ => Err("must be one of: true, false".into()),
+        });
+        let is_deleted = deleted.unwrap_or(false);
         let filter = KeyFilter {
             kind: params.word::<KeyType>("type"),
             is_active: active.unwrap_or((!is_deleted).then_some(true)),
@@ -139,6 +144,10 @@ pub(super) struct ListedKey {
 /// A further limit.
 #[derive(Serialize, ToSchema)]
 pub(super) struct CeilingView {
+    /// Whose usage it counts; only of a plan's limits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<OwnerWord>)]
+    of: Option<&'static str>,
     #[schema(value_type = CountWord)]
     count: &'static str,
     #[schema(value_type = PerWord)]
@@ -197,6 +206,7 @@ pub(super) async fn create_key(
 ) -> Result<ApiResponse<IssuedKey>, AdminError> {
     let at = admin.now();
     let input = CreateKeyInput::read(&body, &workspace, at).map_err(AdminError::fields)?;
+    admin.check_limits(&input.limits)?;
     let plan = plan_of(&admin, &workspace).await?;
     let (secret, credential) = issue(&admin, input.kind);
     let key = input
@@ -270,6 +280,7 @@ pub(super) async fn update_key(
     }
     // A key's type never changes, so what was checked against it is still valid when the store writes.
     let patch = input.into_patch(kind).map_err(AdminError::fields)?;
+    admin.check_limits(patch.limits.as_deref().unwrap_or_default())?;
     let call = admin.deps.store.update_key(&workspace, id, patch, &actor, at);
     let changed = admin.write_versioned(Fault::KeyNotFound, call).await?;
     let propagation = spread(&admin, &wait, changed.version).await;
@@ -476,7 +487,12 @@ impl CeilingView {
     /// The view of a limit.
     pub(super) fn new(ceiling: &Ceiling) -> Self {
         let Ceiling { of: _, count, per, max } = *ceiling;
-        Self { count: count.as_str(), per: per.as_str(), max }
+        Self { of: None, count: count.as_str(), per: per.as_str(), max }
+    }
+
+    /// The view of a limit of a plan.
+    pub(super) fn of_plan(ceiling: &Ceiling) -> Self {
+        Self { of: Some(ceiling.of.as_str()), ..Self::new(ceiling) }
     }
 }
 

@@ -9,7 +9,10 @@ use crate::keyring::Keyring;
 use crate::metrics::Metrics;
 use crate::model::fault::{ErrorText, Fault};
 use crate::model::id::{PlanId, WorkspaceId};
+use crate::model::key::Per;
+use crate::model::usage::UsageSubject;
 use crate::policy::http::cors::Cors;
+use crate::policy::keys::limit::MeteredUnits;
 use crate::policy::keys::secret::Peppers;
 use crate::store::{Actor, Store, StoreError, Version, Written};
 use arc_swap::ArcSwap;
@@ -25,6 +28,10 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
+
+/// What requests in flight of a subject hold on this node, in each of the windows that contain an instant.
+pub type HeldUnits =
+    Arc<dyn Fn(&UsageSubject, Timestamp) -> [MeteredUnits; Per::WINDOWS.len()] + Send + Sync>;
 
 /// Dependencies of the admin API.
 pub struct AdminDeps {
@@ -50,6 +57,10 @@ pub struct AdminDeps {
     pub readiness: Arc<dyn Fn() -> Readiness + Send + Sync>,
     /// Reloads the config.
     pub reload: Arc<dyn Reload>,
+    /// Whether counters are shared with other nodes. They count requests only.
+    pub shared_counters: bool,
+    /// What requests in flight on this node hold.
+    pub held: HeldUnits,
     /// The default plan of new workspaces.
     pub default_plan: PlanId,
     /// Whether a workspace is created when a valid token first names it.
@@ -94,9 +105,6 @@ pub trait Reload: Send + Sync {
     /// Reads the config again and applies it. The audit log names `by` as the author. The caller must not drop this future
     /// before it ends.
     async fn reload(&self, by: &Actor) -> Result<Reloaded, ReloadError>;
-
-    /// Whether the config file owns this plan.
-    fn is_managed(&self, plan: &PlanId) -> bool;
 }
 
 /// The active config.

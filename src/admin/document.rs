@@ -20,7 +20,7 @@ const SCOPE: &str = r"^([A-Za-z0-9._:/-]{1,64}|[A-Za-z0-9._:/-]{0,63}\*)$";
 const INSTANT_MAX: i64 = 253_402_300_799_999;
 
 /// Request bodies; unknown fields in them are refused.
-const BODIES: [&str; 15] = [
+const BODIES: [&str; 16] = [
     "KeyCreate",
     "KeyUpdate",
     "KeyRegenerate",
@@ -32,6 +32,7 @@ const BODIES: [&str; 15] = [
     "WorkspaceUpdate",
     "GrantCreate",
     "Limit",
+    "PlanLimit",
     "CalendarInput",
     "PricesReplace",
     "PriceInput",
@@ -104,6 +105,7 @@ pub(super) fn complete(document: &mut Value) {
     }
     add(&mut schemas["KeyCreate"], key_create());
     add(&mut schemas["Limit"], limit());
+    add(&mut schemas["PlanLimit"], plan_limit());
     add(&mut schemas["GrantCreate"], grant_create());
     schemas["Instant"] = instant();
 }
@@ -235,16 +237,31 @@ fn grant_create() -> Value {
     let named = json!({"properties": {"limit": {"enum": ["limits"]}}, "required": ["limit", "count", "per"]});
     let other = json!({
         "properties": {"limit": {"enum": ["api_ops_rate_limit", "end_user_quota"]}},
-        "not": {"anyOf": [{"required": ["count"]}, {"required": ["per"]}]},
+        "not": {"anyOf": [{"required": ["of"]}, {"required": ["count"]}, {"required": ["per"]}]},
     });
     json!({"anyOf": [named, other]})
 }
 
-/// A rate has another maximum than a number of requests.
+/// A rate has another maximum than a number of requests, and only requests have one.
 fn limit() -> Value {
+    let rate =
+        json!({"count": {"enum": ["requests"]}, "per": {"enum": ["second"]}, "max": {"maximum": RATE_MAX}});
     json!({"anyOf": [
-        {"properties": {"per": {"enum": ["second"]}, "max": {"maximum": RATE_MAX}}},
-        {"properties": {"per": {"enum": ["minute", "hour", "day", "month", "total"]}}},
+        {"properties": rate},
+        {"properties": {"per": {"enum": ["minute", "hour", "day", "week", "month", "total"]}}},
+    ]})
+}
+
+/// The same of a plan. Shorter windows than a day are not kept of end users.
+fn plan_limit() -> Value {
+    let of = json!({"enum": ["workspace", "key"]});
+    let rate = json!({
+        "of": of, "count": {"enum": ["requests"]}, "per": {"enum": ["second"]}, "max": {"maximum": RATE_MAX},
+    });
+    json!({"anyOf": [
+        {"properties": rate},
+        {"properties": {"of": of, "per": {"enum": ["minute", "hour"]}}},
+        {"properties": {"per": {"enum": ["day", "week", "month", "total"]}}},
     ]})
 }
 

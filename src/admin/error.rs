@@ -151,8 +151,7 @@ impl AdminError {
         }
     }
 
-    /// The same fault with its own message.
-    pub(super) fn saying(self, en: String, zh: String) -> Self {
+    fn saying(self, en: String, zh: String) -> Self {
         Self { particular: Some(LocalizedText { en, zh }), ..self }
     }
 }

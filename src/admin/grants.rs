@@ -8,7 +8,7 @@ use super::error::AdminError;
 use super::extract::{GrantPath, Object, PathSegment, Query};
 use super::input::CreateGrantInput;
 use super::page::millis;
-use super::schema::{CountWord, GrantCreate, GrantedLimitWord, PerWord};
+use super::schema::{CountWord, GrantCreate, GrantedLimitWord, OwnerWord, PerWord};
 use crate::clock::Timestamp;
 use crate::model::fault::Fault;
 use crate::model::grant::{Grant, GrantedLimit};
@@ -25,6 +25,10 @@ pub(super) struct GrantView {
     /// The limit.
     #[schema(value_type = GrantedLimitWord)]
     limit: &'static str,
+    /// Whose usage it counts; only for `limits`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<OwnerWord>)]
+    of: Option<&'static str>,
     /// What it counts; only for `limits`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<CountWord>)]
@@ -123,13 +127,16 @@ impl GrantView {
     fn new(grant: Grant, now: Timestamp) -> Self {
         let is_active = grant.is_in_force(now);
         let Grant { id, limit, amount, reason, created_by, created_at, until } = grant;
-        let (count, per) = match limit {
-            GrantedLimit::Further { of: _, count, per } => (Some(count.as_str()), Some(per.as_str())),
-            GrantedLimit::ApiOpsRateLimit | GrantedLimit::EndUserQuota => (None, None),
+        let (of, count, per) = match limit {
+            GrantedLimit::Further { of, count, per } => {
+                (Some(of.as_str()), Some(count.as_str()), Some(per.as_str()))
+            }
+            GrantedLimit::ApiOpsRateLimit | GrantedLimit::EndUserQuota => (None, None, None),
         };
         Self {
             id: id.to_string(),
             limit: limit.as_str(),
+            of,
             count,
             per,
             amount,

@@ -23,6 +23,7 @@ pub mod input;
 mod introspection;
 mod jwks;
 mod jwt;
+mod limit_usage;
 mod logs;
 mod lookup;
 mod outside;
@@ -41,7 +42,7 @@ mod usage_totals;
 mod workspaces;
 
 pub use auth::{Algorithm, Auth, AuthClaims, AuthConfig, AuthKeys, BadAuth, Role};
-pub use context::{AdminDeps, MetricsToken, Readiness, ReadinessCheck};
+pub use context::{AdminDeps, HeldUnits, MetricsToken, Readiness, ReadinessCheck};
 pub use context::{Reload, ReloadError, Reloaded};
 pub use introspection::{ClientCredentials, Introspection, IntrospectionOptions};
 pub use jwks::{JwksOptions, RemoteJwks};

@@ -2,7 +2,7 @@
 
 use super::apikeys::{CeilingView, Deleted};
 use super::caller::PlatformAdmin;
-use super::context::{Admin, AdminState};
+use super::context::AdminState;
 use super::envelope::{ApiResponse, Detail, Envelope};
 use super::error::AdminError;
 use super::extract::{Object, PathSegment, Query};
@@ -29,7 +29,7 @@ pub(super) struct PlanView {
     end_user_quota: u64,
     /// Requests per day for keys created without a daily limit; null: no limit.
     default_daily_request_limit: Option<u64>,
-    /// Further limits, each for all keys of the workspace together.
+    /// Further limits.
     limits: Vec<CeilingView>,
     /// When the days, weeks and months of limits begin.
     calendar: CalendarView,
@@ -68,6 +68,7 @@ pub(super) async fn create_plan(
 ) -> Result<ApiResponse<PlanView>, AdminError> {
     let at = admin.now();
     let plan = CreatePlanInput::read(&body).map_err(AdminError::fields)?.into_record(at);
+    admin.check_limits(&plan.plan.limits)?;
     let made = admin.write(Fault::NotFound, admin.deps.store.create_plan(plan, &actor, at)).await?;
     Ok(ApiResponse::created(PlanView::new(made)))
 }
@@ -123,8 +124,8 @@ pub(super) async fn update_plan(
     Object(body): Object,
 ) -> Result<ApiResponse<PlanView>, AdminError> {
     let id: PlanId = id.id(Fault::NotFound)?;
-    belongs_to_api(&admin, &id)?;
     let patch = UpdatePlanInput::read(&body).map_err(AdminError::fields)?.into_patch();
+    admin.check_limits(patch.limits.as_deref().unwrap_or_default())?;
     let call = admin.deps.store.update_plan(&id, patch, &actor, admin.now());
     let plan = admin.write(Fault::NotFound, call).await?;
     Ok(ApiResponse::ok(PlanView::new(plan)))
@@ -144,7 +145,6 @@ pub(super) async fn delete_plan(
     Query(()): Query<()>,
 ) -> Result<ApiResponse<Deleted>, AdminError> {
     let id: PlanId = id.id(Fault::NotFound)?;
-    belongs_to_api(&admin, &id)?;
     if id == admin.deps.default_plan {
         return Err(AdminError::conflict(
             "This is the plan of new workspaces; it cannot be deleted",
@@ -153,17 +153,6 @@ pub(super) async fn delete_plan(
     }
     admin.write(Fault::NotFound, admin.deps.store.delete_plan(&id, &actor, admin.now())).await?;
     Ok(ApiResponse::ok(Deleted::new(&id)))
-}
-
-/// Refuses to change a plan that the config file owns: the next reload would undo it.
-fn belongs_to_api(admin: &Admin, id: &PlanId) -> Result<(), AdminError> {
-    if admin.deps.reload.is_managed(id) {
-        return Err(AdminError::conflict(
-            format!("The config file manages plan {id} (managed = true): change it there, then reload"),
-            format!("套餐 {id} 由配置文件管理（managed = true）：请在配置文件中修改后重新加载"),
-        ));
-    }
-    Ok(())
 }
 
 impl CalendarView {
@@ -185,7 +174,7 @@ impl PlanView {
             api_ops_rate_limit,
             end_user_quota,
             default_daily_request_limit,
-            limits: limits.iter().map(CeilingView::new).collect(),
+            limits: limits.iter().map(CeilingView::of_plan).collect(),
             calendar: CalendarView::new(calendar),
             usage_retention_days,
             deleted_keys_days,

@@ -150,9 +150,9 @@ pub(super) struct PlanCreate {
     /// Requests per day for keys created without a daily limit; null: no limit.
     #[schema(minimum = 1, default = 100_000)]
     default_daily_request_limit: Option<u64>,
-    /// Further limits, each for all keys of the workspace together.
+    /// Further limits, one for each (`of`, `count`, `per`).
     #[schema(max_items = 8)]
-    limits: Option<Vec<Limit>>,
+    limits: Option<Vec<PlanLimit>>,
     /// When the days, weeks and months of all limits begin, those of keys too; null or absent: UTC, the first of the month, Monday.
     calendar: Option<CalendarInput>,
     /// How many whole UTC days before today usage records are kept; null: for ever.
@@ -179,7 +179,7 @@ pub(super) struct PlanUpdate {
     default_daily_request_limit: Option<u64>,
     /// Further limits; null: none.
     #[schema(max_items = 8)]
-    limits: Option<Vec<Limit>>,
+    limits: Option<Vec<PlanLimit>>,
     /// When the days, weeks and months of all limits begin, those of keys too; null or absent: UTC, the first of the month, Monday.
     calendar: Option<CalendarInput>,
     /// How many whole UTC days before today usage records are kept; null: for ever.
@@ -256,6 +256,9 @@ pub(super) struct WorkspaceUpdate {
 pub(super) struct GrantCreate {
     /// The limit of the plan.
     limit: GrantedLimitWord,
+    /// Whose usage it counts, `workspace` by default; only for `limits`.
+    #[schema(nullable = false)]
+    of: Option<OwnerWord>,
     /// What it counts; required for `limits`, else absent.
     #[schema(nullable = false)]
     count: Option<CountWord>,
@@ -272,7 +275,7 @@ pub(super) struct GrantCreate {
     until: Instant,
 }
 
-/// A limit of a plan: `limits` is the one of its `limits` with the same `count` and `per`.
+/// A limit of a plan: `limits` is the one of its `limits` with the same `of`, `count` and `per`.
 #[derive(ToSchema)]
 #[schema(rename_all = "snake_case")]
 pub(super) enum GrantedLimitWord {
@@ -295,11 +298,24 @@ pub(super) enum KeyTypeWord {
     Service,
 }
 
-/// What a limit counts.
+/// What a limit counts; `cost` in billionths of the currency unit.
 #[derive(ToSchema)]
 #[schema(rename_all = "snake_case")]
 pub(super) enum CountWord {
     Requests,
+    Tokens,
+    InputTokens,
+    OutputTokens,
+    Cost,
+}
+
+/// Whose usage a limit of a plan counts; `workspace`: all keys together.
+#[derive(ToSchema)]
+#[schema(rename_all = "snake_case")]
+pub(super) enum OwnerWord {
+    Workspace,
+    Key,
+    EndUser,
 }
 
 /// The window of a limit: windows of the plan's calendar, except the second.
@@ -341,9 +357,20 @@ pub(super) enum WeekDayWord {
     Sunday,
 }
 
-/// At most `max` of `count` in each `per`.
+/// At most `max` of `count` in each `per`, of the key.
 #[derive(ToSchema)]
 pub(super) struct Limit {
+    count: CountWord,
+    per: PerWord,
+    #[schema(minimum = 1)]
+    max: u64,
+}
+
+/// At most `max` of `count` in each `per`, of all keys of the workspace together, of each key or of each end user.
+#[derive(ToSchema)]
+pub(super) struct PlanLimit {
+    #[schema(nullable = false)]
+    of: Option<OwnerWord>,
     count: CountWord,
     per: PerWord,
     #[schema(minimum = 1)]

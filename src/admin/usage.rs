@@ -1,10 +1,12 @@
 //! Statistics of a key: totals and time series.
 
+use super::apikeys::plan_of;
 use super::caller::WorkspaceReader;
 use super::context::AdminState;
 use super::envelope::{ApiResponse, Detail, Envelope};
 use super::error::AdminError;
 use super::extract::{FromParams, PathSegment, Query, QueryParams};
+use super::limit_usage::LimitUsageView;
 use super::page::{fractional_millis, in_order, millis};
 use crate::clock::Timestamp;
 use crate::model::calendar::Calendar;
@@ -12,7 +14,9 @@ use crate::model::fault::Fault;
 use crate::model::key::Per;
 use crate::model::tokens::TokenCounts;
 use crate::model::usage::Quantiles;
+use crate::model::usage::UsageSubject;
 use crate::policy::keys::calendar::Window;
+use crate::policy::keys::limit::key_limits;
 use crate::store::{Interval, KeyStats, UsagePoint, UsageRange};
 use axum::extract::State;
 use serde::Serialize;
@@ -80,6 +84,8 @@ pub(super) struct StatsView {
     unreached: u64,
     #[serde(flatten)]
     spent: SpentView,
+    /// The usage of each limit of a window; empty for a deleted key.
+    limits: Vec<LimitUsageView>,
 }
 
 /// Tokens and cost of requests; of routes without a meter they are 0.
@@ -158,9 +164,15 @@ pub(super) async fn key_stats(
     Query(()): Query<()>,
 ) -> Result<ApiResponse<StatsView>, AdminError> {
     let id = id.key_id()?;
-    let found = admin.ask(Fault::KeyNotFound, admin.deps.store.stats(&workspace, id, admin.now())).await?;
+    let at = admin.now();
+    let found = admin.ask(Fault::KeyNotFound, admin.deps.store.stats(&workspace, id, at)).await?;
     let stats = found.ok_or_else(|| AdminError::of(Fault::KeyNotFound))?;
-    Ok(ApiResponse::ok(StatsView::new(&stats)))
+    let key = admin.ask(Fault::KeyNotFound, admin.deps.store.key(&workspace, id)).await?;
+    let Some(key) = key else { return Ok(ApiResponse::ok(StatsView::new(&stats, Vec::new()))) };
+    let plan = plan_of(&admin, &workspace).await?;
+    let usage = admin.used_and_held(&UsageSubject::Key(id), &plan, at).await?;
+    let limits = LimitUsageView::all(&key_limits(&key.key, &plan), &usage);
+    Ok(ApiResponse::ok(StatsView::new(&stats, limits)))
 }
 
 /// Time series of a key
@@ -216,7 +228,7 @@ const fn per_of(interval: Interval) -> Per {
 
 impl StatsView {
     #[expect(clippy::cast_precision_loss, reason = "a ratio of counts below 2⁵³")]
-    fn new(stats: &KeyStats) -> Self {
+    fn new(stats: &KeyStats, limits: Vec<LimitUsageView>) -> Self {
         let KeyStats {
             total_requests,
             requests_today,
@@ -243,6 +255,7 @@ impl StatsView {
             denied,
             unreached,
             spent: SpentView::new(tokens, cost_nano),
+            limits,
         }
     }
 }
@@ -416,7 +429,7 @@ mod tests {
             response_time: Quantiles::default(),
         };
         for (total, unreached, errors, expected) in [(6, 2, 2, 0.25), (0, 0, 0, 0.0), (0, 5, 5, 1.0)] {
-            let rate = StatsView::new(&stats(total, unreached, errors)).error_rate;
+            let rate = StatsView::new(&stats(total, unreached, errors), Vec::new()).error_rate;
             assert!((rate - expected).abs() < 1e-12, "{rate}");
         }
     }

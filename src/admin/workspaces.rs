@@ -6,13 +6,14 @@ use super::envelope::{ApiResponse, Detail, Envelope};
 use super::error::AdminError;
 use super::extract::{FromParams, Object, PathSegment, Query, QueryParams};
 use super::input::UpdateWorkspaceInput;
+use super::limit_usage::{HeldInWindows, Usage, percentage};
 use super::page::{Listed, PageParams, millis};
 use super::propagation::{Spread, WaitParams, WaitQuery, spread};
 use super::schema::{CountWord, PerWord, WorkspaceUpdate};
 use crate::model::fault::Fault;
 use crate::model::grant::{GrantedLimit, granted, raised};
 use crate::model::id::WorkspaceId;
-use crate::model::key::{Ceiling, Plan};
+use crate::model::key::{Ceiling, Owner, Plan};
 use crate::model::usage::{UsageSubject, UsageTotals};
 use crate::store::{PageRequest, StoreError, WorkspaceRecord};
 use axum::extract::State;
@@ -43,7 +44,7 @@ pub(super) struct WorkspaceDetail {
     api_ops_rate_limit: u32,
     /// How much of it is granted.
     api_ops_rate_limit_granted: u64,
-    /// Every quota of the plan: `end_user_quota` and its `limits`, except those per second.
+    /// Every quota of the workspace: the plan's `end_user_quota` and its `limits` of the workspace, except those per second.
     quotas: Vec<QuotaView>,
 }
 
@@ -62,6 +63,8 @@ pub(super) struct QuotaView {
     per: Option<&'static str>,
     /// The used amount, according to the ledger.
     used: u64,
+    /// What requests in flight on this node hold besides.
+    held: u64,
     /// The limit in force, with what is granted.
     limit: u64,
     /// How much of it is granted.
@@ -146,13 +149,13 @@ pub(super) async fn get_workspace(
     let plan = plan.ok_or_else(|| AdminError::of(Fault::NotFound))?.plan;
     let subject = UsageSubject::Workspace(id);
     let now = admin.now();
-    let spent = admin.ask(Fault::NotFound, store.totals_of(&subject, now, plan.calendar)).await?;
+    let usage = admin.used_and_held(&subject, &plan, now).await?;
     let plan = raised(&plan, &workspace.grants, now);
     let granted = |limit| granted(&workspace.grants, limit, now);
     Ok(ApiResponse::ok(WorkspaceDetail {
         api_ops_rate_limit: plan.api_ops_rate_limit,
         api_ops_rate_limit_granted: granted(GrantedLimit::ApiOpsRateLimit),
-        quotas: quotas(&plan, workspace.end_users, &spent, granted),
+        quotas: quotas(&plan, workspace.end_users, &usage, granted),
         workspace: WorkspaceView::new(workspace),
     }))
 }
@@ -220,32 +223,38 @@ pub(super) async fn delete_workspace(
 fn quotas(
     plan: &Plan,
     end_users: u64,
-    spent: &UsageTotals,
+    usage: &(UsageTotals, HeldInWindows),
     granted: impl Fn(GrantedLimit) -> u64,
 ) -> Vec<QuotaView> {
     let of_end_users = (plan.end_user_quota, granted(GrantedLimit::EndUserQuota));
-    let mut all = vec![QuotaView::new("end_user_quota", None, end_users, of_end_users)];
-    for ceiling in &plan.limits {
+    let of_all = Usage { used: end_users, held: 0 };
+    let mut all = vec![QuotaView::new("end_user_quota", None, of_all, of_end_users)];
+    for ceiling in plan.limits.iter().filter(|ceiling| ceiling.of == Owner::Workspace) {
         // A rate is no quota.
-        let Some(n) = ceiling.per.window_index() else { continue };
+        let Some(usage) = Usage::of(usage, ceiling.count, ceiling.per) else { continue };
         let further = GrantedLimit::Further { of: ceiling.of, count: ceiling.count, per: ceiling.per };
-        all.push(QuotaView::new("limits", Some(ceiling), spent.used[n], (ceiling.max, granted(further))));
+        all.push(QuotaView::new("limits", Some(ceiling), usage, (ceiling.max, granted(further))));
     }
     all
 }
 
 impl QuotaView {
-    #[expect(clippy::cast_precision_loss, reason = "a ratio of counts, to be looked at")]
-    fn new(name: &'static str, ceiling: Option<&Ceiling>, used: u64, (limit, granted): (u64, u64)) -> Self {
-        let share = if limit == 0 { 1.0 } else { used as f64 / limit as f64 };
+    fn new(
+        name: &'static str,
+        ceiling: Option<&Ceiling>,
+        usage: Usage,
+        (limit, granted): (u64, u64),
+    ) -> Self {
+        let Usage { used, held } = usage;
         Self {
             name,
             count: ceiling.map(|c| c.count.as_str()),
             per: ceiling.map(|c| c.per.as_str()),
             used,
+            held,
             limit,
             granted,
-            percentage: (share * 10_000.0).round() / 100.0,
+            percentage: percentage(used, limit),
         }
     }
 }

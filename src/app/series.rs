@@ -3,6 +3,7 @@
 
 use crate::metrics::Metrics;
 use crate::model::fault::Fault;
+use crate::model::key::Measure;
 use crate::model::tokens::TokenCounts;
 use crate::model::usage::Outcome;
 use crate::policy::meter::Unreadable;
@@ -34,6 +35,10 @@ pub(super) fn show(metrics: &Metrics) {
     }
     for reason in Unreadable::ALL {
         metrics.meter_unreadable.with_label_values(&[reason.as_str()]);
+    }
+    for measure in Measure::METERED {
+        metrics.held_units.with_label_values(&[measure.as_str()]);
+        metrics.limit_overshoot.with_label_values(&[measure.as_str()]);
     }
     // A request without a route is denied.
     metrics.request_seconds.with_label_values(&[""]);

@@ -224,6 +224,18 @@ async fn each_spent(
         };
         tokio::join!(ledger.totals(at, calendar, to), taken).0?;
     }
+    for workspace in keyring.limiting_end_users() {
+        let calendar = keyring.calendar_of(&UsageSubject::Workspace(workspace.clone()));
+        let (to, mut rows) = mpsc::channel::<Vec<UsageTotals>>(SPENT_BATCHES);
+        let taken = async {
+            while let Some(batch) = rows.recv().await {
+                for row in batch {
+                    each(row, calendar);
+                }
+            }
+        };
+        tokio::join!(ledger.end_user_totals(&workspace, at, calendar, to), taken).0?;
+    }
     Ok(())
 }
 

@@ -1,16 +1,19 @@
 //! How the answers of a route are metered: these keys with their rules and defaults.
 
 use super::reader::ConfigReader;
-use super::rule::{ByteSize, OrEmpty, ParsedText, Word, quote};
+use super::rule::{ByteSize, Flag, Integer, OrEmpty, ParsedText, Word, quote};
 use super::section::Section;
 use super::texts::header;
-use crate::policy::meter::{JsonPointer, MeterRule, MeterSource, Missing};
+use crate::model::key::CEILING_MAX;
+use crate::policy::meter::{HOLD_DEFAULT, JsonPointer, MeterRule, MeterSource, Missing};
 
 /// The parsed keys.
 pub(super) struct MeterFile {
     source: Option<MeterSource>,
     missing: Option<Missing>,
     max_bytes: u64,
+    hold: u64,
+    clamp: bool,
 }
 
 const METER: ParsedText<MeterSource> = ParsedText {
@@ -34,18 +37,26 @@ pub(super) fn meter(s: &mut Section<'_, '_>) -> MeterFile {
         source: s.value("meter", &OrEmpty(METER), None),
         missing: s.value("missing", &OrEmpty(Word::new()), None),
         max_bytes: s.value("meter_max_bytes", &ByteSize { min: 1 << 10, max: 1 << 40 }, 64 << 20),
+        hold: s.value("hold", &Integer { min: 1, max: CEILING_MAX }, HOLD_DEFAULT),
+        clamp: s.value("clamp", &Flag, false),
     }
 }
 
 /// The meter of the `n`-th route; none if it has none.
 pub(super) fn checked_meter(n: usize, file: MeterFile, reading: &mut ConfigReader<'_>) -> Option<MeterRule> {
-    let MeterFile { source, missing, max_bytes } = file;
+    let MeterFile { source, missing, max_bytes, hold, clamp } = file;
     let path = |key: &str| format!("routes[{n}].{key}");
     let (meter_path, missing_path) = (path("meter"), path("missing"));
     let places = [missing_path.as_str(), meter_path.as_str()];
     let Some(source) = source else {
         if missing.is_some() && !reading.is_wrong(&meter_path) {
             reading.complain_of_conflict(&places, "has no effect without meter");
+        }
+        for (key, is_set) in [("hold", hold != HOLD_DEFAULT), ("clamp", clamp)] {
+            let place = path(key);
+            if is_set && !reading.is_wrong(&meter_path) {
+                reading.complain_of_conflict(&[&place, &meter_path], "has no effect without meter");
+            }
         }
         return None;
     };
@@ -55,6 +66,10 @@ pub(super) fn checked_meter(n: usize, file: MeterFile, reading: &mut ConfigReade
             "must be \"zero\" unless meter is \"llm\": nothing is known that an estimate could be made from";
         reading.complain_of_conflict(&places, message);
     }
+    if clamp && !is_llm {
+        let message = "has no effect unless meter is \"llm\": other requests name no maximum";
+        reading.complain_of_conflict(&[&path("clamp"), &meter_path], message);
+    }
     let usual = if is_llm { Missing::Estimate } else { Missing::Zero };
-    Some(MeterRule { source, missing: missing.unwrap_or(usual), max_bytes })
+    Some(MeterRule { source, missing: missing.unwrap_or(usual), max_bytes, hold, clamp })
 }

@@ -4,9 +4,8 @@
 
 use super::raw_value::RawValue;
 use super::redis_url;
-use super::rule::{ParsedText, ValueRule, Word, quote, refusal};
+use super::rule::{ParsedText, ValueRule, quote, refusal};
 use super::types::{CountersLocation, StoreLocation};
-use crate::model::key::Measure;
 use crate::model::server::{HttpUrl, ServerAddr};
 use crate::store::postgres::BadPostgresUrl;
 use http::{HeaderName, Method};
@@ -19,9 +18,6 @@ pub(super) struct StoreUrl;
 
 /// The URL of the counters.
 pub(super) struct CountersUrl;
-
-/// What a limit counts.
-pub(super) struct Counted;
 
 /// An address to listen on.
 pub(super) const LISTEN: ParsedText<SocketAddr> = ParsedText {
@@ -236,28 +232,6 @@ impl ValueRule for CountersUrl {
             CountersLocation::Memory => quote(&"memory:"),
             CountersLocation::Redis(url) => quote(&redis_url::show(url)),
         }
-    }
-}
-
-// === impl Counted ===
-
-impl ValueRule for Counted {
-    type Value = Measure;
-
-    fn must(&self) -> String {
-        quote(&Measure::Requests)
-    }
-
-    fn read(&self, given: RawValue<'_>) -> Result<Measure, String> {
-        match Word::new().read(given) {
-            Ok(Measure::Requests) => Ok(Measure::Requests),
-            Ok(other) => Err(format!("{other} cannot be counted by this version; must be {}", self.must())),
-            Err(_) => Err(self.must()),
-        }
-    }
-
-    fn show(&self, value: &Measure) -> String {
-        quote(value)
     }
 }
 

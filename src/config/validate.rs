@@ -49,6 +49,7 @@ pub(super) fn validate(file: ConfigFile, host_name: &str, reading: &mut ConfigRe
     config.node.name = node_name(file.node_name, host_name, config.node.name, reading);
     config.plans = plans(file.plans, reading);
     default_plan_exists(&config, reading);
+    shared_counters_count_requests(&config, reading);
     let names: Vec<Option<String>> =
         file.upstreams.iter().map(|upstream| upstream.as_ref()?.name.clone()).collect();
     names_differ(&names, "upstreams", reading);
@@ -187,11 +188,6 @@ fn listeners_go_together(proxy: &ProxyConfig, acme: &AcmeConfig, reading: &mut C
             "proxy.listen_tls",
             "proxy.certificates",
         ),
-        (
-            proxy.redirect_to_https && proxy.listen_tls.is_empty(),
-            "proxy.redirect_to_https",
-            "proxy.listen_tls",
-        ),
         (required && proxy.client_ca_file.is_none(), "proxy.client_certificates", "proxy.client_ca_file"),
         (
             proxy.proxy_protocol && proxy.trusted_proxies.is_empty(),
@@ -202,13 +198,6 @@ fn listeners_go_together(proxy: &ProxyConfig, acme: &AcmeConfig, reading: &mut C
         if lacks {
             reading.complain_of_conflict(&[what, needed], format!("needs {needed}"));
         }
-    }
-    if proxy.listen.is_empty() && proxy.listen_tls.is_empty() && proxy.listen_h2c.is_empty() {
-        let lists = ["proxy.listen", "proxy.listen_tls", "proxy.listen_h2c"];
-        reading.complain_of_conflict(
-            &lists,
-            "must not be empty unless proxy.listen_tls or proxy.listen_h2c has an address",
-        );
     }
 }
 
@@ -252,6 +241,20 @@ fn intervals_and_sizes(config: &Config, reading: &mut ConfigReader<'_>) {
 }
 
 /// Files that would be ignored are mistakes, because the user relies on them.
+/// Redis counts requests only, by key and by workspace.
+fn shared_counters_count_requests(config: &Config, reading: &mut ConfigReader<'_>) {
+    if !matches!(config.counters.location, CountersLocation::Redis(_)) {
+        return;
+    }
+    for plan in &config.plans {
+        for (n, limit) in plan.plan.limits.iter().enumerate().filter(|(_, limit)| !limit.is_shareable()) {
+            let path = format!("plans.{}.limits[{n}]", plan.plan.id);
+            let message = format!("limits of {} of {} need counters in memory", limit.count, limit.of);
+            reading.complain_of_conflict(&[&path, "counters.url"], message);
+        }
+    }
+}
+
 fn counters_fit(counters: &CountersConfig, reading: &mut ConfigReader<'_>) {
     const URL: &str = "counters.url";
     let url = if let CountersLocation::Redis(url) = &counters.location { Some(url) } else { None };
@@ -318,7 +321,6 @@ fn plans(files: Vec<(String, PlanFile)>, reading: &mut ConfigReader<'_>) -> Vec<
                 plan.description = file.description;
                 plan.usage_retention_days = Some(file.usage_retention_days).filter(|days| *days > 0);
                 plan.deleted_keys_days = file.deleted_keys_days;
-                plan.managed = file.managed;
                 plans.insert(id, plan);
             }
             Err(bad) => reading.complain(&path, bad.to_string()),
@@ -335,7 +337,11 @@ fn limits_differ(limits: &[Option<Ceiling>], plan: &str, reading: &mut ConfigRea
             let max = format!("{path}.max");
             reading.complain_of_conflict(&[&max], format!("must be at most {RATE_MAX} per second"));
         }
-        if limits[..n].iter().flatten().any(|other| (other.count, other.per) == (limit.count, limit.per)) {
+        if let Err(why) = limit.check() {
+            let per = format!("{path}.per");
+            reading.complain_of_conflict(&[&per], why);
+        }
+        if limits[..n].iter().flatten().any(|other| other.is_like(limit)) {
             let message = format!("there is a limit of {} per {} already", limit.count, limit.per);
             reading.complain_of_conflict(&[&path], message);
         }

@@ -48,6 +48,8 @@ pub(super) struct LocalHold {
     at: Timestamp,
 }
 
+/// A charge, its hold if it is metered, and what is left.
+type Taken = (LocalCharge, Option<Box<LocalHold>>, LimitsLeft);
 /// Whom a request is charged to, and by which limits.
 type Subjects<'r> = SmallVec<[(SharedState, &'r Limits); SUBJECTS]>;
 type Locked<'s> = SmallVec<[(MutexGuard<'s, CounterState>, &'s Limits); SUBJECTS]>;
@@ -60,11 +62,7 @@ const SUBJECTS: usize = 2;
 
 impl LocalCounters {
     /// Charges all limits of a request at `now`, or none.
-    pub(super) fn charge(
-        &self,
-        charge: &Charge<'_>,
-        now: Now,
-    ) -> Result<(LocalCharge, Option<Box<LocalHold>>, LimitsLeft), Box<Refusal>> {
+    pub(super) fn charge(&self, charge: &Charge<'_>, now: Now) -> Result<Taken, Box<Refusal>> {
         let (subjects, amounts) = (self.subjects(charge), &charge.amounts);
         let mut locked = lock_all(&subjects);
         check(&locked, amounts, now)?;
@@ -193,6 +191,18 @@ impl LocalCounters {
         for (n, held) in held.iter().enumerate().filter(|(_, held)| held.iter().any(|units| *units != 0)) {
             correct(&mut state.metered_mut(n, at).held, &held.map(i64::saturating_neg));
         }
+    }
+
+    /// What requests in flight hold in each of the windows that contain `at`.
+    pub(super) fn held(&self, subject: &UsageSubject, at: Timestamp) -> [MeteredUnits; Per::WINDOWS.len()] {
+        let shared = match subject {
+            UsageSubject::Key(id) => self.keys.get(id).map(|found| found.clone()),
+            UsageSubject::Workspace(id) => self.workspaces.get(id).map(|found| found.clone()),
+            UsageSubject::EndUser(_, id) => self.end_users.get(id).map(|found| found.1.clone()),
+        };
+        let Some(shared) = shared else { return Default::default() };
+        let state = shared.lock();
+        Per::WINDOWS.map(|per| state.metered(per, at).held)
     }
 
     /// Removes a key that was deleted.

@@ -23,7 +23,8 @@ use crate::clock::{Now, Timestamp};
 use crate::model::amounts::Amounts;
 use crate::model::calendar::Calendar;
 use crate::model::id::{EndUserId, KeyId, WorkspaceId};
-use crate::model::usage::UsageTotals;
+use crate::model::key::Per;
+use crate::model::usage::{UsageSubject, UsageTotals};
 use crate::policy::keys::limit::{Limit, LimitReached, Limits, MeteredUnits, Remaining};
 use local::{LocalCharge, LocalCounters, LocalHold};
 use redis::{HeldSlot, LeasedUnit};
@@ -175,6 +176,11 @@ impl Counters {
         }
     }
 
+    /// What requests in flight hold in each of the windows that contain `at`. Nothing for shared counters.
+    pub fn held(&self, subject: &UsageSubject, at: Timestamp) -> [MeteredUnits; Per::WINDOWS.len()] {
+        self.local.held(subject, at)
+    }
+
     /// Removes a key that was deleted.
     pub fn forget(&self, key: KeyId) {
         match &self.leases {
@@ -202,6 +208,11 @@ impl Charged {
     /// Whether this was decided without the shared counters.
     pub const fn degraded(&self) -> bool {
         self.degraded
+    }
+
+    /// What the request holds, unless that was taken out.
+    pub fn held(&self) -> Option<&Amounts> {
+        self.hold.as_ref().map(Hold::amounts)
     }
 
     /// Takes out what the request holds, to be settled by itself.
@@ -235,5 +246,7 @@ impl Hold {
     }
 }
 
+#[cfg(test)]
+mod budget_tests;
 #[cfg(test)]
 mod tests;

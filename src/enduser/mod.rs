@@ -143,6 +143,12 @@ impl EndUserCache {
         }
     }
 
+    /// The end user with this name, if nobody has to be asked.
+    pub fn known(&self, workspace: &WorkspaceId, other_id: &str) -> Option<EndUserId> {
+        let known = self.known.get(&EndUserNameRef(workspace, other_id));
+        known.or_else(|| self.pending.get(&EndUserName(workspace.clone(), other_id.into())))
+    }
+
     /// Removes a deleted end user.
     pub fn forget(&self, workspace: &WorkspaceId, other_id: &str) {
         self.forgotten.fetch_add(1, Ordering::SeqCst);

@@ -7,6 +7,7 @@
 
 mod broken;
 mod feed;
+mod in_force;
 mod index;
 
 pub use feed::{BeforeReturn, FeedFollower, FeedOptions, NodeReporter};
@@ -14,15 +15,15 @@ pub use feed::{BeforeReturn, FeedFollower, FeedOptions, NodeReporter};
 use crate::clock::{Now, Timestamp};
 use crate::model::calendar::Calendar;
 use crate::model::digest::Digest;
-use crate::model::grant::{Grant, next_end, raised};
+use crate::model::grant::Grant;
 use crate::model::id::{KeyId, PlanId, WorkspaceId};
 use crate::model::key::{Key, KeyDetails, Plan};
 use crate::model::scope::Scopes;
 use crate::model::usage::UsageSubject;
-use crate::policy::keys::limit::{Limits, end_user_limits, key_limits, workspace_limits};
+use crate::policy::keys::limit::{Limits, key_limits};
 use crate::policy::prices::ModelPrice;
 use crate::store::{Change, Credentials, KeyChange, SecretId, Version, snapshot};
-use arc_swap::{ArcSwap, Guard};
+use arc_swap::ArcSwap;
 use broken::{BrokenRows, MissingReference, Unapplied};
 use dashmap::DashMap;
 use index::Index;
@@ -220,8 +221,10 @@ impl Keyring {
     pub fn knows(&self, subject: &UsageSubject) -> bool {
         let (is_held, table) = match subject {
             UsageSubject::Key(id) => (self.by_id.get(id).is_some(), "keys"),
-            UsageSubject::Workspace(id) | UsageSubject::EndUser(id, _) => {
-                (self.workspaces.contains_key(id), "workspaces")
+            UsageSubject::Workspace(id) => (self.workspaces.contains_key(id), "workspaces"),
+            UsageSubject::EndUser(id, _) => {
+                let limits = |workspace: &Workspace| !workspace.plan.load().end_user_limits.is_empty();
+                return self.workspaces.get(id).is_some_and(|workspace| limits(&workspace));
             }
         };
         is_held || self.broken_rows().holds(table, subject)
@@ -243,6 +246,12 @@ impl Keyring {
     pub fn calendars(&self) -> HashMap<WorkspaceId, Calendar> {
         let all = self.workspaces.iter().map(|w| (w.id.clone(), w.plan.load().plan.calendar));
         all.filter(|(_, calendar)| *calendar != Calendar::UTC).collect()
+    }
+
+    /// The workspaces whose plan limits each end user.
+    pub fn limiting_end_users(&self) -> Vec<WorkspaceId> {
+        let limits = self.workspaces.iter().filter(|w| !w.plan.load().end_user_limits.is_empty());
+        limits.map(|workspace| workspace.id.clone()).collect()
     }
 
     /// Whether a key may have to be found by the SHA-256 digest of its secret.
@@ -532,49 +541,6 @@ impl Presented {
 impl Default for Keyring {
     fn default() -> Self {
         Self::new()
-    }
-}
-
-impl Workspace {
-    /// Its plan at the instant `at`, with the grants that are in force.
-    pub fn plan(&self, at: Timestamp) -> Guard<Arc<PlanInForce>> {
-        loop {
-            let held = self.plan.load();
-            let is_over = |raise: &&Raise| raise.until.is_some_and(|until| until <= at);
-            let Some(raise) = held.raise.as_ref().filter(is_over) else { return held };
-            // A grant has ended since the last request, or this is the first. What the feed has applied meanwhile stays.
-            let raised = Arc::new(PlanInForce::raised(&raise.base, Arc::clone(&raise.grants), at));
-            self.plan.compare_and_swap(&held, raised);
-        }
-    }
-}
-
-impl PlanInForce {
-    fn new(plan: Plan) -> Self {
-        Self {
-            workspace_limits: workspace_limits(&plan),
-            end_user_limits: end_user_limits(&plan),
-            plan,
-            raise: None,
-        }
-    }
-
-    /// `base`, to be raised by `grants` when it is first used.
-    fn with(base: &Arc<Self>, grants: Option<Arc<[Grant]>>) -> Arc<Self> {
-        let Some(grants) = grants else { return Arc::clone(base) };
-        let raise = Raise { base: Arc::clone(base), grants, until: Some(Timestamp::from_micros(i64::MIN)) };
-        Arc::new(Self { raise: Some(raise), ..Self::new(base.plan.clone()) })
-    }
-
-    /// `base`, raised by the grants that are in force at the instant `at`.
-    fn raised(base: &Arc<Self>, grants: Arc<[Grant]>, at: Timestamp) -> Self {
-        let (plan, until) = (raised(&base.plan, &grants, at), next_end(&grants, at));
-        let raise = Raise { base: Arc::clone(base), grants, until };
-        Self { raise: Some(raise), ..Self::new(plan) }
-    }
-
-    fn grants(&self) -> &[Grant] {
-        self.raise.as_ref().map_or(&[], |raise| &raise.grants)
     }
 }
 

@@ -77,6 +77,29 @@ pub struct Ceiling {
     pub max: u64,
 }
 
+impl Ceiling {
+    /// Why this cannot be counted, if it cannot.
+    pub fn check(&self) -> Result<(), &'static str> {
+        if self.per == Per::Second && (self.count != Measure::Requests || self.of == Owner::EndUser) {
+            return Err("second is for requests of a key or a workspace only");
+        }
+        if self.of == Owner::EndUser && matches!(self.per, Per::Minute | Per::Hour) {
+            return Err("must be day, week, month or total for end users");
+        }
+        Ok(())
+    }
+
+    /// Whether both limit the same usage in the same window.
+    pub fn is_like(&self, other: &Self) -> bool {
+        (self.of, self.count, self.per) == (other.of, other.count, other.per)
+    }
+
+    /// Whether counters that are shared by nodes count this.
+    pub fn is_shareable(&self) -> bool {
+        self.count == Measure::Requests && self.of != Owner::EndUser
+    }
+}
+
 /// What a workspace may use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {

@@ -118,6 +118,15 @@ impl ModelPrice {
         let tier = self.tiers.iter().rev().find(|tier| tokens.input > tier.above);
         tier.map_or(&self.rates, |tier| &tier.rates).cost(tokens)
     }
+
+    /// How many output tokens a request with these tokens may have for that cost in all; none: output costs nothing.
+    pub fn output_within(&self, tokens: &TokenCounts, cost: u64) -> Option<u64> {
+        let tier = self.tiers.iter().rev().find(|tier| tokens.input > tier.above);
+        let price = tier.map_or(&self.rates, |tier| &tier.rates).output;
+        let billionths = u128::from(cost.saturating_sub(self.cost(tokens))) * 1_000_000;
+        let count = billionths.checked_div(u128::from(price))?;
+        Some(u64::try_from(count).unwrap_or(u64::MAX))
+    }
 }
 
 // === impl PriceTable ===

@@ -4,23 +4,19 @@
 //!
 //! *Invariant:* an answer is metered once, however many attempts it took.
 
+use super::holds::{HeldUnits, UsualOutput};
 use crate::counter::Hold;
 use crate::metrics::Metrics;
-use crate::model::amounts::Amounts;
-use crate::model::tokens::MeterReading;
+use crate::model::id::KeyId;
+use crate::model::tokens::{MeterReading, ReadingSource};
 use crate::policy::http::field_lines::EditFields;
 use crate::policy::meter::{
-    HoldBounds, HoldRequest, Meter, MeterEnd, Metered, MeteredRequest, RequestReader, Unreadable,
-    model_in_path,
+    Meter, MeterEnd, Metered, MeteredRequest, RequestReader, Unreadable, model_in_path,
 };
-use crate::policy::prices::PriceTable;
 use crate::policy::routing::route::Route;
 use crate::usage::PendingRecord;
 use http::{HeaderValue, Method, StatusCode};
 use std::sync::Arc;
-
-/// Output tokens that a metered request holds at most.
-const HELD_OUTPUT: u64 = 4_096;
 
 /// The meter of one request on a metered route.
 pub struct RequestMeter {
@@ -32,7 +28,9 @@ pub struct RequestMeter {
     model_in_path: Option<Box<str>>,
     answer: Option<Meter>,
     /// What the request holds of its key's and workspace's limits.
-    hold: Option<Hold>,
+    hold: Option<HeldUnits>,
+    /// What answers usually use.
+    usual: Arc<UsualOutput>,
     /// Whether the client gets this answer.
     is_answered: bool,
 }
@@ -52,7 +50,12 @@ pub struct RequestEnd {
 
 impl RequestMeter {
     /// A meter for a request on this route; none if the route is not metered.
-    pub fn of(route: &Arc<Route>, path: &str, metrics: &Arc<Metrics>) -> Option<Box<Self>> {
+    pub fn of(
+        route: &Arc<Route>,
+        path: &str,
+        metrics: &Arc<Metrics>,
+        usual: &Arc<UsualOutput>,
+    ) -> Option<Box<Self>> {
         route.meter.as_ref()?;
         Some(Box::new(Self {
             route: Arc::clone(route),
@@ -61,21 +64,14 @@ impl RequestMeter {
             model_in_path: model_in_path(path),
             answer: None,
             hold: None,
+            usual: Arc::clone(usual),
             is_answered: false,
         }))
     }
 
-    /// What the request holds, to be settled with its use.
-    pub fn set_hold(&mut self, hold: Option<Hold>) {
-        self.hold = hold;
-    }
-
-    /// What a request holds that says this about itself; nothing more than itself if its route is not metered.
-    pub fn amounts(route: &Route, request: &HoldRequest<'_>, prices: &PriceTable) -> Amounts {
-        if route.meter.is_none() {
-            return Amounts::REQUEST;
-        }
-        request.amounts(HoldBounds { route: HELD_OUTPUT, usual: None }, prices.find(request.model))
+    /// What the request of this key holds, to be settled with its use.
+    pub fn set_hold(&mut self, key: KeyId, hold: Option<Hold>) {
+        self.hold = hold.map(|hold| HeldUnits::new(key, hold, Arc::clone(&self.metrics)));
     }
 
     /// The head of an answer.
@@ -120,9 +116,15 @@ impl RequestMeter {
             model_requested: &model.into(),
         });
         self.count(&metered);
+        let key = self.hold.as_ref().map(HeldUnits::key);
+        if let (Some(key), Some(reading)) = (key, &metered.reading)
+            && reading.source == ReadingSource::Reported
+        {
+            self.usual.add(key, &reading.model_requested, reading.tokens.output);
+        }
         let used = metered.reading.map(|reading| record.metered(&self.route.name, reading));
         if let Some(hold) = self.hold.take() {
-            _ = hold.settle(&used.unwrap_or_default());
+            hold.settle(&used.unwrap_or_default());
         }
     }
 

@@ -6,6 +6,7 @@
 pub mod connection;
 mod ctx;
 mod exchange;
+mod holds;
 mod message;
 mod meter;
 pub mod observe;
@@ -22,4 +23,4 @@ pub use message::ratelimit::RateLimitFamilies;
 pub use observe::traces::Tracing;
 pub use service::Phases;
 pub use snapshot::RoutingSnapshot;
-pub use state::{HealthPath, Proxy, ProxyLimits};
+pub use state::{Proxy, ProxyLimits};

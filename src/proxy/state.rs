@@ -8,6 +8,7 @@ use crate::metrics::Metrics;
 use crate::model::fault::ErrorForm;
 use crate::policy::http::source::TrustedProxies;
 use crate::proxy::connection::address_limiter::AddressLimiter;
+use crate::proxy::holds::UsualOutput;
 use crate::proxy::message::ratelimit::RateLimitFamilies;
 use crate::proxy::observe::access::AccessLog;
 use crate::proxy::observe::traces::Tracing;
@@ -25,6 +26,8 @@ pub struct Proxy {
     pub routing: Arc<ArcSwap<RoutingSnapshot>>,
     /// Receives usage records.
     pub recorder: Recorder,
+    /// What answers of metered routes usually use.
+    pub usual: Arc<UsualOutput>,
     /// Metrics.
     pub metrics: Arc<Metrics>,
     /// The clock.
@@ -37,8 +40,6 @@ pub struct Proxy {
     pub preflights: Option<AddressLimiter>,
     /// Limits requests on public routes, per address; none: no limit.
     pub public_requests: Option<AddressLimiter>,
-    /// Where load balancers check this node; none: nowhere.
-    pub health: Option<HealthPath>,
     /// The access log.
     pub access: AccessLog,
     /// Proxies whose `X-Forwarded-For` is trusted.
@@ -47,14 +48,6 @@ pub struct Proxy {
     pub tracing: Tracing,
     /// The name of this node.
     pub node: Box<str>,
-}
-
-/// The path at which load balancers ask whether this node is ready.
-pub struct HealthPath {
-    /// The path, in canonical form.
-    pub path: Box<str>,
-    /// Whether it is ready.
-    pub is_ready: Box<dyn Fn() -> bool + Send + Sync>,
 }
 
 /// Limits for requests, and settings for responses.
@@ -76,6 +69,4 @@ pub struct ProxyLimits {
     pub families: RateLimitFamilies,
     /// The form of errors of requests that no route matches.
     pub errors: ErrorForm,
-    /// Whether requests without TLS are redirected to HTTPS.
-    pub redirect_to_https: bool,
 }

@@ -33,11 +33,22 @@ fn statuses(responses: &[Response]) -> Vec<u16> {
     responses.iter().map(|r| r.status).collect()
 }
 
+/// Whether it is a further limit of a plan, which counts all keys together.
+fn data_is_of_workspace(detail: &Value) -> bool {
+    detail["limit"] == "limits" && detail["set_by"] == "plan"
+}
+
 #[track_caller]
 fn refused(response: &Response, code: u64, name: &str, detail: &Value) {
     assert_eq!(response.fault(), (429, code, name.into()));
     let mut data = response.data();
-    let told = data.as_object_mut().unwrap().remove("retry_after").expect("retry_after, or null");
+    let fields = data.as_object_mut().unwrap();
+    let told = fields.remove("retry_after").expect("retry_after, or null");
+    assert_eq!(fields.remove("count"), Some(json!("requests")));
+    assert_eq!(fields.remove("remaining"), Some(json!(0)));
+    let of = if data_is_of_workspace(detail) { "workspace" } else { "key" };
+    assert_eq!(fields.remove("of"), Some(json!(of)));
+    fields.remove("resets_in").expect("resets_in, or null");
     assert_eq!(data, *detail);
     assert_eq!(told.as_u64().map(|s| s.to_string()).as_deref(), response.header("retry-after"));
 }

@@ -60,7 +60,7 @@ async fn a_metered_request_costs_what_its_model_costs_when_it_ends() {
     };
     let unnamed = MeterReading { model_requested: "".into(), ..reading("other", None) };
     let cases = [
-        (serve(&stand, &[unnamed.clone(), reading("gpt-4o-mini", None)]), Some(7)),
+        (serve(&stand, &[reading("gpt-4o-mini", None)]), Some(7)),
         (serve(&stand, &[reading("unknown", None)]), Some(7)),
         (serve(&stand, &[reading("gpt-4o", Some(90))]), Some(90)),
         (serve(&stand, std::slice::from_ref(&unnamed)), None),

@@ -182,7 +182,13 @@ fn parsed(name: &str, file: &str) -> Exchange {
     let source = MeterSource::Llm;
     let mut exchange = Exchange {
         name: name.to_owned(),
-        rule: MeterRule { source, missing: Missing::Estimate, max_bytes: 64 * 1024 * 1024 },
+        rule: MeterRule {
+            source,
+            missing: Missing::Estimate,
+            max_bytes: 64 * 1024 * 1024,
+            hold: 1,
+            clamp: false,
+        },
         method: Method::POST,
         status: StatusCode::OK,
         fields: HeaderMap::new(),

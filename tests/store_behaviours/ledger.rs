@@ -679,6 +679,65 @@ pub(crate) async fn spending_is_summed_per_workspace(place: Place) {
     assert_eq!(spent(&place, T0).await.len(), 5);
 }
 
+/// Tokens and cost are summed in each window, of keys, workspaces and end users; of those in days and longer.
+pub(crate) async fn spending_has_tokens_and_cost(place: Place) {
+    let (w, key) = key_of(&place, "w1").await;
+    let (other, _) = key_of(&place, "w2").await;
+    let [ada, bob] = [EndUserId::new(T0), EndUserId::new(T0)];
+    let used = |at, end_user, factor: u64| UsageRecord {
+        end_user_id: Some(end_user),
+        tokens_used: 7 * factor,
+        input_tokens: Some(4 * factor),
+        output_tokens: Some(3 * factor),
+        cost_nano: Some(11 * factor),
+        ..record(&key, at)
+    };
+    // In the minute of JULY, in the month before, and a second before the day that begins at 16:00 UTC in Shanghai.
+    let evening = JULY.plus(Duration::from_secs(16 * 3_600 - 1));
+    let records =
+        [used(JULY, ada, 1), used(LAST_US, ada, 10), used(evening, ada, 100), used(JULY, bob, 1_000)];
+    place.append(&records).await.unwrap();
+    let each = |factor: u64| [7 * factor, 4 * factor, 3 * factor, 11 * factor];
+    let at = JULY.plus(Duration::from_secs(16 * 3_600));
+    for subject in [UsageSubject::Key(key.key.id), UsageSubject::Workspace(w.clone())] {
+        let rows = spent(&place, at).await;
+        let row = rows.iter().find(|row| row.subject == subject).unwrap();
+        // The minute, the hour, the day, the week from Monday 30 June, the month, all.
+        let expected = [0, 0, 1_101, 1_111, 1_101, 1_111].map(each);
+        assert_eq!(row.metered, expected, "{subject:?}");
+        let minute = spent(&place, JULY).await;
+        assert_eq!(minute.iter().find(|row| row.subject == subject).unwrap().metered[0], each(1_001));
+    }
+    let end_users = async |workspace: &WorkspaceId, calendar| {
+        let (to, mut from) = mpsc::channel(4);
+        place.end_user_totals(workspace, at, calendar, to).await.unwrap();
+        let mut rows = Vec::new();
+        while let Some(batch) = from.recv().await {
+            rows.extend(batch);
+        }
+        for row in &rows {
+            assert_eq!(place.totals_of(&row.subject, at, calendar).await.unwrap(), *row, "one or all");
+        }
+        rows
+    };
+    let rows = end_users(&w, Calendar::UTC).await;
+    assert_eq!(rows.len(), 2);
+    let of = |rows: &[UsageTotals], id| {
+        let subject = UsageSubject::EndUser(w.clone(), id);
+        rows.iter().find(|row| row.subject == subject).unwrap().clone()
+    };
+    let row = of(&rows, ada);
+    assert_eq!(row.used, [0, 0, 2, 3, 2, 3]);
+    assert_eq!(row.metered, [0, 0, 101, 111, 101, 111].map(each));
+    assert_eq!(of(&rows, bob).metered, [0, 0, 1_000, 1_000, 1_000, 1_000].map(each));
+    // In Shanghai this day has just begun; what is kept of end users is the whole day of UTC.
+    let shanghai = Calendar { zone: zone("Asia/Shanghai").unwrap(), ..Calendar::UTC };
+    assert_eq!(of(&end_users(&w, shanghai).await, ada).metered[2], each(101));
+    assert_eq!(end_users(&other, Calendar::UTC).await, []);
+    let nobody = UsageSubject::EndUser(other, ada);
+    assert_eq!(place.totals_of(&nobody, at, Calendar::UTC).await.unwrap(), UsageTotals::nothing(nobody));
+}
+
 pub(crate) async fn spending_of_nothing_is_nothing(place: Place) {
     let (_, key) = key_of(&place, "w1").await;
     place.append(&[UsageRecord { charged: false, ..ended(&key, T0, Outcome::Denied, 429) }]).await.unwrap();

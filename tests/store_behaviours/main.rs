@@ -152,6 +152,7 @@ macro_rules! behaviours {
                 spending_follows_the_windows
                 spending_follows_the_calendar_of_the_plan
                 spending_is_summed_per_workspace
+                spending_has_tokens_and_cost
                 spending_of_nothing_is_nothing
                 a_receiver_that_goes_ends_the_spending;
             usage_totals:

@@ -45,7 +45,7 @@ impl CreatePlanInput {
         let rate = fields.required("api_ops_rate_limit", rules::rate);
         let quota = fields.required("end_user_quota", rules::whole(0, CEILING_MAX));
         let daily = fields.cleared("default_daily_request_limit", rules::ceiling);
-        let limits = fields.optional("limits", rules::limits).unwrap_or_default();
+        let limits = fields.optional("limits", rules::plan_limits).unwrap_or_default();
         let calendar = fields.optional("calendar", rules::calendar).unwrap_or_default();
         let description = fields.optional("description", rules::description).unwrap_or_default();
         let usage_retention_days = fields.optional("usage_retention_days", rules::days);
@@ -89,7 +89,7 @@ impl UpdatePlanInput {
             api_ops_rate_limit: fields.changed("api_ops_rate_limit", rules::rate),
             end_user_quota: fields.changed("end_user_quota", rules::whole(0, CEILING_MAX)),
             default_daily_request_limit: fields.cleared("default_daily_request_limit", rules::ceiling),
-            limits: fields.cleared("limits", rules::limits).map(Option::unwrap_or_default),
+            limits: fields.cleared("limits", rules::plan_limits).map(Option::unwrap_or_default),
             calendar: fields.cleared("calendar", rules::calendar).map(Option::unwrap_or_default),
         };
         fields.fixed("id");
@@ -139,11 +139,12 @@ impl CreateGrantInput {
             Some("end_user_quota") => Some(GrantedLimit::EndUserQuota),
             // These fields of other limits are unknown.
             Some(_) => {
+                let of = fields.optional("of", rules::word::<Owner>).unwrap_or(Owner::Workspace);
                 let (count, per) = (
                     fields.required("count", rules::word::<Measure>),
                     fields.required("per", rules::word::<Per>),
                 );
-                count.zip(per).map(|(count, per)| GrantedLimit::Further { of: Owner::Workspace, count, per })
+                count.zip(per).map(|(count, per)| GrantedLimit::Further { of, count, per })
             }
             None => None,
         };

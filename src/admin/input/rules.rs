@@ -158,18 +158,33 @@ pub(super) fn scopes(value: &Value) -> Result<Scopes, ValidationErrors> {
     })
 }
 
-/// Further limits: at most eight, one for each (count, per).
+/// Further limits of a key: at most eight, one for each (count, per).
 pub(super) fn limits(value: &Value) -> Result<Box<[Ceiling]>, ValidationErrors> {
-    let list = value.as_array().ok_or("must be a list of {count, per, max}")?;
+    list_of_limits(value, "{count, per, max}", |_| Owner::Workspace)
+}
+
+/// Further limits of a plan: at most eight, one for each (of, count, per).
+pub(super) fn plan_limits(value: &Value) -> Result<Box<[Ceiling]>, ValidationErrors> {
+    list_of_limits(value, "{of, count, per, max}", |fields| {
+        fields.optional("of", word::<Owner>).unwrap_or(Owner::Workspace)
+    })
+}
+
+fn list_of_limits(
+    value: &Value,
+    form: &str,
+    of: impl Fn(&mut InputFields<'_>) -> Owner,
+) -> Result<Box<[Ceiling]>, ValidationErrors> {
+    let list = value.as_array().ok_or_else(|| format!("must be a list of {form}"))?;
     if list.len() > CEILINGS_MAX {
         return Err(format!("must be at most {CEILINGS_MAX} limits").into());
     }
     let mut errors = Vec::new();
     let mut found: Vec<Ceiling> = Vec::with_capacity(list.len());
     for (place, value) in list.iter().enumerate() {
-        match one_limit(value) {
+        match one_limit(value, form, &of) {
             Err(flaw) => errors.extend(flaw.within(place)),
-            Ok(limit) if found.iter().any(|f| f.count == limit.count && f.per == limit.per) => {
+            Ok(limit) if found.iter().any(|f| f.is_like(&limit)) => {
                 let why = format!("there already is a limit of {} per {}", limit.count, limit.per);
                 errors.extend(ValidationErrors::from(why).within(place));
             }
@@ -179,18 +194,28 @@ pub(super) fn limits(value: &Value) -> Result<Box<[Ceiling]>, ValidationErrors> 
     if errors.is_empty() { Ok(found.into()) } else { Err(ValidationErrors(errors)) }
 }
 
-fn one_limit(value: &Value) -> Result<Ceiling, ValidationErrors> {
-    let map = value.as_object().ok_or("must be an object {count, per, max}")?;
+fn one_limit(
+    value: &Value,
+    form: &str,
+    of: impl Fn(&mut InputFields<'_>) -> Owner,
+) -> Result<Ceiling, ValidationErrors> {
+    let map = value.as_object().ok_or_else(|| format!("must be an object {form}"))?;
     let mut fields = InputFields::of(map);
-    let count = fields.required("count", count);
+    let of = of(&mut fields);
+    let count = fields.required("count", word::<Measure>);
     let per = fields.required("per", word::<Per>);
     let max = match per {
         Some(Per::Second) => fields.required("max", |v| rate(v).map(u64::from)),
         _ => fields.required("max", ceiling),
     };
+    if let (Some(count), Some(per)) = (count, per)
+        && let Err(why) = (Ceiling { of, count, per, max: 0 }).check()
+    {
+        fields.refuse("per", why);
+    }
     match (count, per, max, fields.finish()) {
         (Some(count), Some(per), Some(max), errors) if errors.is_empty() => {
-            Ok(Ceiling { of: Owner::Workspace, count, per, max })
+            Ok(Ceiling { of, count, per, max })
         }
         (.., errors) => Err(ValidationErrors(errors)),
     }
@@ -219,13 +244,6 @@ fn month_day(value: &Value) -> Result<u8, ValidationErrors> {
 fn zone(value: &Value) -> Result<Tz, ValidationErrors> {
     let named = value.as_str().ok_or(UnknownZone).and_then(calendar::zone);
     named.map_err(|unknown| unknown.to_string().into())
-}
-
-fn count(value: &Value) -> Result<Measure, ValidationErrors> {
-    match word(value)? {
-        Measure::Requests => Ok(Measure::Requests),
-        other => Err(format!("counting {other} is not supported by this version; use requests").into()),
-    }
 }
 
 /// Source addresses and networks.

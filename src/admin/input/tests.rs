@@ -125,9 +125,9 @@ fn key_mistakes() -> Vec<(Value, &'static str, &'static str)> {
         (json!({"limits": [{"count": "requests", "max": 1}]}), "limits[0].per", "is required"),
         (json!({"limits": [{"count": "requests", "per": "day"}]}), "limits[0].max", "is required"),
         (
-            json!({"limits": [{"count": "tokens", "per": "day", "max": 1}]}),
-            "limits[0].count",
-            "counting tokens is not supported by this version",
+            json!({"limits": [{"count": "tokens", "per": "second", "max": 1}]}),
+            "limits[0].per",
+            "second is for requests of a key or a workspace only",
         ),
         (json!({"limits": [{"count": "cats", "per": "day", "max": 1}]}), "limits[0].count", "must be one of"),
         (

@@ -130,6 +130,8 @@ pub(super) async fn dependencies() -> (AdminDeps, Arc<SqliteStore>, Arc<ManualCl
         metrics: Arc::new(Metrics::new().expect("metrics of different names")),
         readiness: Arc::new(|| Readiness { ready: true, checks: Vec::new() }),
         reload: Arc::new(SameConfig),
+        shared_counters: false,
+        held: Arc::new(|_, _| Default::default()),
         default_plan: "default".parse().expect("a plan id"),
         create_workspaces: true,
         metrics_token: None,
@@ -150,10 +152,6 @@ struct SameConfig;
 impl Reload for SameConfig {
     async fn reload(&self, _: &Actor) -> Result<Reloaded, ReloadError> {
         Ok(Reloaded { routes: 1, upstreams: 1 })
-    }
-
-    fn is_managed(&self, plan: &crate::model::id::PlanId) -> bool {
-        plan.as_str() == "managed"
     }
 }
 

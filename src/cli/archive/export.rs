@@ -2,7 +2,7 @@
 
 use super::{ArchiveEntry, FORMAT};
 use crate::cli::keys::KeyCommand;
-use crate::cli::keys::export::{ceilings, credentials, line};
+use crate::cli::keys::export::{credentials, line, plan_ceilings};
 use crate::cli::{ConfigArgs, Environment, Failure, inline_secrets, load, log};
 use crate::model::calendar::Calendar;
 use crate::model::id::WorkspaceId;
@@ -148,7 +148,7 @@ fn plan_line(record: PlanRecord) -> Value {
         "api_ops_rate_limit": api_ops_rate_limit,
         "end_user_quota": end_user_quota,
         "default_daily_request_limit": default_daily_request_limit,
-        "limits": ceilings(&limits),
+        "limits": plan_ceilings(&limits),
         "calendar": { "zone": zone.name(), "month_day": month_day, "week_day": week_day.as_str() },
         "usage_retention_days": usage_retention_days,
         "deleted_keys_days": deleted_keys_days,

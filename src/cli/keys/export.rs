@@ -91,8 +91,14 @@ fn old(command: &KeyCommand, credentials: &[Credential]) -> Option<Value> {
     }))
 }
 
-pub(in crate::cli) fn ceilings(all: &[Ceiling]) -> Vec<Value> {
+fn ceilings(all: &[Ceiling]) -> Vec<Value> {
     all.iter().map(|c| json!({ "count": c.count.as_str(), "per": c.per.as_str(), "max": c.max })).collect()
+}
+
+/// The same of a plan.
+pub(in crate::cli) fn plan_ceilings(all: &[Ceiling]) -> Vec<Value> {
+    let one = |c: &Ceiling| json!({ "of": c.of.as_str(), "count": c.count.as_str(), "per": c.per.as_str(), "max": c.max });
+    all.iter().map(one).collect()
 }
 
 /// A key in the format of `import`; none for a key without a valid credential, which the feed has reported.

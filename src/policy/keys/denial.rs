@@ -3,9 +3,9 @@
 //! One closed enum. Status, code, name and standard message come from the table in [`crate::model::fault`]. Here are the
 //! details of each case: data for programs, the message, and when to retry.
 
-use super::limit::{LimitName, LimitReached, RetryAfter};
+use super::limit::{LimitName, LimitReached, Remaining, RetryAfter};
 use crate::model::fault::{Fault, Lang};
-use crate::model::key::Per;
+use crate::model::key::{Measure, Owner, Per};
 use crate::model::scope::Scopes;
 use crate::policy::http::coding::CODINGS;
 use crate::policy::http::head::BadHead;
@@ -47,8 +47,8 @@ pub enum Denial {
     Address(IpAddr),
     /// The key is bound to another end user than the request names.
     EndUser,
-    /// A limit is used up.
-    Limit(LimitReached),
+    /// A limit is used up; with what is left of it.
+    Limit(LimitReached, Option<Remaining>),
     /// The end user is new and the plan's quota is reached.
     EndUserQuota {
         /// The plan's `end_user_quota`.
@@ -75,8 +75,6 @@ pub enum BadRequest {
     Host,
     /// `Connection` names a field that it must not name.
     Connection,
-    /// The connection of a trusted proxy began without a PROXY protocol header.
-    ProxyHeader,
     /// The header field with the end user is repeated, empty or too long.
     EndUserHeader,
     /// The query parameter with the end user is repeated, empty or too long.
@@ -119,7 +117,7 @@ impl Denial {
             Self::Resource => Fault::KeyInvalidResource,
             Self::Address(_) => Fault::AddressNotAllowed,
             Self::EndUser => Fault::EndUserNotAllowed,
-            Self::Limit(refused) => match refused.limit.name {
+            Self::Limit(refused, _) => match refused.limit.name {
                 LimitName::Rate { .. } => Fault::RateLimitExceeded,
                 LimitName::Daily => Fault::DailyLimitExceeded,
                 LimitName::Quota => Fault::QuotaExceeded,
@@ -156,7 +154,7 @@ impl Denial {
                 Lang::Zh => format!("API 密钥缺少权限范围 {}", lacking.joined()),
             }
             .into(),
-            Self::Limit(refused) => limit_message(refused, lang).into(),
+            Self::Limit(refused, _) => limit_message(refused, lang).into(),
             Self::EndUserQuota { quota } => match lang {
                 Lang::En => {
                     format!("The workspace's plan has no room for another end user: it allows {quota}")
@@ -187,10 +185,14 @@ impl Denial {
                 json!({ "missing_scopes": lacking.iter().collect::<Vec<_>>() })
             }
             Self::Address(address) => json!({ "address": address }),
-            Self::Limit(refused) => json!({
+            Self::Limit(refused, left) => json!({
                 "limit": limit_field(refused.limit.name),
+                "count": refused.limit.count.as_str(),
+                "of": owner(refused.limit.name).as_str(),
                 "max": refused.limit.max(),
                 "per": refused.limit.per().map(Per::as_str),
+                "remaining": left.map(|left| left.units),
+                "resets_in": left.and_then(|left| left.reset).map(whole_secs),
                 "set_by": set_by(refused.limit.name),
                 "retry_after": self.retry_after_secs(),
             }),
@@ -219,8 +221,8 @@ impl Denial {
             Self::TooManyInvalid(wait)
             | Self::TooManyPreflights(wait)
             | Self::TooManyPublic(wait)
-            | Self::Limit(LimitReached { retry: RetryAfter::Wait(wait), .. }) => Some(*wait),
-            Self::Limit(LimitReached { retry: RetryAfter::Release, .. })
+            | Self::Limit(LimitReached { retry: RetryAfter::Wait(wait), .. }, _) => Some(*wait),
+            Self::Limit(LimitReached { retry: RetryAfter::Release, .. }, _)
             | Self::Plain(Fault::ServiceUnavailable) => Some(Duration::from_secs(1)),
             _ => None,
         }
@@ -237,7 +239,8 @@ pub fn whole_secs(wait: Duration) -> u64 {
     wait.as_secs() + u64::from(wait.subsec_nanos() > 0)
 }
 
-fn limit_field(name: LimitName) -> &'static str {
+/// The field that sets a limit.
+pub const fn limit_field(name: LimitName) -> &'static str {
     match name {
         LimitName::Rate { plan: false } => "rate_limit",
         LimitName::Rate { plan: true } => "api_ops_rate_limit",
@@ -247,6 +250,15 @@ fn limit_field(name: LimitName) -> &'static str {
         LimitName::Key(_) | LimitName::PlanKey(_) | LimitName::Workspace(_) | LimitName::EndUser(_) => {
             "limits"
         }
+    }
+}
+
+/// Whose usage a limit counts.
+const fn owner(name: LimitName) -> Owner {
+    match name {
+        LimitName::Workspace(_) => Owner::Workspace,
+        LimitName::EndUser(_) => Owner::EndUser,
+        _ => Owner::Key,
     }
 }
 
@@ -280,20 +292,49 @@ fn limit_message(refused: &LimitReached, lang: Lang) -> String {
         (LimitName::Quota, Lang::Zh) => format!("密钥的 {max} 次请求总额度已用完"),
         (LimitName::Concurrency, Lang::En) => format!("The key allows {max} requests in flight"),
         (LimitName::Concurrency, Lang::Zh) => format!("密钥最多允许 {max} 个并发请求"),
-        (LimitName::Key(_) | LimitName::PlanKey(_), Lang::En) => {
-            format!("The key's {max} requests {} are used up", span(per, lang))
+        (name, Lang::En) => {
+            let whose = match owner(name) {
+                Owner::Key => "key",
+                Owner::Workspace => "workspace",
+                Owner::EndUser => "end user",
+            };
+            let (unit, state) = (unit(refused.limit.count, lang), state(refused.retry, lang));
+            format!("The {whose}'s {max} {unit} {} are {state}", span(per, lang))
         }
-        (LimitName::Key(_) | LimitName::PlanKey(_), Lang::Zh) => {
-            format!("密钥{}的 {max} 次请求已用完", span(per, lang))
+        (name, Lang::Zh) => {
+            let whose = match owner(name) {
+                Owner::Key => "密钥",
+                Owner::Workspace => "工作空间",
+                Owner::EndUser => "终端用户",
+            };
+            let (unit, state) = (unit(refused.limit.count, lang), state(refused.retry, lang));
+            format!("{whose}{}的 {max} {unit}{state}", span(per, lang))
         }
-        (LimitName::Workspace(_), Lang::En) => {
-            format!("The workspace's {max} requests {} are used up", span(per, lang))
-        }
-        (LimitName::Workspace(_), Lang::Zh) => format!("工作空间{}的 {max} 次请求已用完", span(per, lang)),
-        (LimitName::EndUser(_), Lang::En) => {
-            format!("The end user's {max} requests {} are used up", span(per, lang))
-        }
-        (LimitName::EndUser(_), Lang::Zh) => format!("终端用户{}的 {max} 次请求已用完", span(per, lang)),
+    }
+}
+
+const fn unit(count: Measure, lang: Lang) -> &'static str {
+    match (count, lang) {
+        (Measure::Requests, Lang::En) => "requests",
+        (Measure::Requests, Lang::Zh) => "次请求",
+        (Measure::Tokens, Lang::En) => "tokens",
+        (Measure::Tokens, Lang::Zh) => "个令牌",
+        (Measure::InputTokens, Lang::En) => "input tokens",
+        (Measure::InputTokens, Lang::Zh) => "个输入令牌",
+        (Measure::OutputTokens, Lang::En) => "output tokens",
+        (Measure::OutputTokens, Lang::Zh) => "个输出令牌",
+        (Measure::Cost, Lang::En) => "billionths of cost",
+        (Measure::Cost, Lang::Zh) => "十亿分之一费用单位",
+    }
+}
+
+/// What is left may be held by requests in flight, which may use less.
+const fn state(retry: RetryAfter, lang: Lang) -> &'static str {
+    match (retry, lang) {
+        (RetryAfter::Release, Lang::En) => "used up or held by requests in flight",
+        (RetryAfter::Release, Lang::Zh) => "已用完或被进行中的请求占用",
+        (_, Lang::En) => "used up",
+        (_, Lang::Zh) => "已用完",
     }
 }
 
@@ -328,7 +369,6 @@ impl BadRequest {
             Self::Framing => "framing",
             Self::Host => "host",
             Self::Connection => "connection",
-            Self::ProxyHeader => "proxy_header",
             Self::EndUserHeader => "end_user_header",
             Self::EndUserQuery => "end_user_query",
             Self::EndUserBody => "end_user_body",
@@ -381,8 +421,6 @@ impl BadRequest {
             (Self::Connection, Lang::Zh) => {
                 "Connection 头必须是至多 9 个名称的列表，且不得包含用于判定的字段"
             }
-            (Self::ProxyHeader, Lang::En) => "The proxy in front must send a PROXY protocol header",
-            (Self::ProxyHeader, Lang::Zh) => "前置代理必须发送 PROXY 协议头",
             (Self::EndUserHeader, Lang::En) => {
                 "The header that names the end user must be there once, with 1 to 255 visible characters"
             }
@@ -409,19 +447,31 @@ mod tests {
 
     #[test]
     fn a_limit_tells_which_and_when() {
-        let denial = Denial::Limit(LimitReached {
+        let refused = LimitReached {
             limit: Limit {
                 name: LimitName::Rate { plan: true },
                 count: Measure::Requests,
                 rule: LimitRule::Bucket { rate: 5, burst: 5 },
             },
             retry: RetryAfter::Wait(Duration::from_millis(1_001)),
-        });
+        };
+        let left = Remaining { units: 0, reset: Some(Duration::from_millis(900)) };
+        let denial = Denial::Limit(refused, Some(left));
         assert_eq!(denial.fault().code(), 3014);
         assert_eq!(denial.retry_after_secs(), Some(2));
         assert_eq!(
             denial.detail(),
-            json!({"limit": "api_ops_rate_limit", "max": 5, "per": "second", "set_by": "plan", "retry_after": 2})
+            json!({
+                "limit": "api_ops_rate_limit",
+                "count": "requests",
+                "of": "key",
+                "max": 5,
+                "per": "second",
+                "remaining": 0,
+                "resets_in": 1,
+                "set_by": "plan",
+                "retry_after": 2,
+            })
         );
         assert!(denial.message(Lang::En).contains("plan allows 5 per second"));
     }
@@ -437,7 +487,7 @@ mod tests {
                 },
                 retry: RetryAfter::Wait(Duration::from_millis(ms)),
             };
-            assert_eq!(Denial::Limit(refused).retry_after_secs(), Some(secs), "{ms} ms");
+            assert_eq!(Denial::Limit(refused, None).retry_after_secs(), Some(secs), "{ms} ms");
         }
     }
 }

@@ -16,10 +16,12 @@ mod json;
 mod number;
 mod request;
 mod usage;
+mod usual;
 
-pub use hold::{HoldBounds, HoldRequest};
+pub use hold::{HoldBounds, HoldRequest, PlannedHold, capped};
 pub use number::JsonPointer;
 pub use request::{RequestReader, model_in_path};
+pub use usual::OutputSketch;
 
 use crate::model::key::words;
 use crate::model::tokens::{MeterReading, ReadingSource, TokenCounts};
@@ -53,7 +55,14 @@ pub struct MeterRule {
     pub missing: Missing,
     /// How many decoded bytes of an answer are looked at.
     pub max_bytes: u64,
+    /// Output tokens that a request holds at most.
+    pub hold: u64,
+    /// Whether the maximum of a request is lowered to what is left of its limits.
+    pub clamp: bool,
 }
+
+/// The usual [`MeterRule::hold`].
+pub const HOLD_DEFAULT: u64 = 4_096;
 
 /// Where an answer says what it used.
 #[derive(Clone, Debug, PartialEq, Eq)]

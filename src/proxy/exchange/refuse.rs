@@ -67,7 +67,9 @@ impl Exchange<'_> {
         // An unknown part of the request body is still to come, or the connection is being closed.
         self.may_stay &= self.client.is_between_requests() && self.connection.close_reason().is_none();
         let left = self.ctx.admission.as_ref().map(|admission| admission.left().clone());
-        // The request's permits are released before the client can read the error.
+        // The request's permits and its hold are released before the client can read the error.
+        self.take_reader();
+        self.ctx.settle_meter(false, self.body.read);
         release_permits(self.ctx);
         let proxy = self.server.proxy;
         let at = proxy.clock.now().wall;
@@ -101,10 +103,15 @@ impl Exchange<'_> {
         Exchanged::Gone
     }
 
-    fn end(&mut self, error: Option<ForwardError>) {
+    /// The meter gets back what has read the request's body.
+    fn take_reader(&mut self) {
         if let (Some(meter), Some(reader)) = (&mut self.ctx.meter, self.body.take_reader()) {
             meter.request = reader;
         }
+    }
+
+    fn end(&mut self, error: Option<ForwardError>) {
+        self.take_reader();
         let outcome = outcome_of(self.ctx, error, self.written);
         let bytes = (self.body.read, self.sent);
         self.server.proxy.ended(&self.message, self.ctx, outcome, self.written, bytes);

@@ -1,12 +1,12 @@
 //! Response header fields for what is left of each limit.
 //!
-//! Two families: `X-RateLimit-*` for the second and the day, which many clients read, and the IETF's `RateLimit` and
+//! Two families: `X-RateLimit-*` for the second, the day and tokens, which many clients read, and the IETF's `RateLimit` and
 //! `RateLimit-Policy` (draft-ietf-httpapi-ratelimit-headers-10) with one item per limit in force.
 
 use super::fields::ValueBuffer;
 use crate::clock::Now;
 use crate::counter::LimitsLeft;
-use crate::model::key::Per;
+use crate::model::key::{Measure, Per};
 use crate::policy::http::field_lines::EditFields;
 use crate::policy::keys::denial::whole_secs;
 use crate::policy::keys::limit::{Limit, LimitName};
@@ -26,11 +26,14 @@ const LIMIT_QPS: HeaderName = HeaderName::from_static("x-ratelimit-limit-qps");
 const REMAINING_QPS: HeaderName = HeaderName::from_static("x-ratelimit-remaining-qps");
 const LIMIT_DAY: HeaderName = HeaderName::from_static("x-ratelimit-limit-day");
 const REMAINING_DAY: HeaderName = HeaderName::from_static("x-ratelimit-remaining-day");
+const LIMIT_TOKENS: HeaderName = HeaderName::from_static("x-ratelimit-limit-tokens");
+const REMAINING_TOKENS: HeaderName = HeaderName::from_static("x-ratelimit-remaining-tokens");
+const RESET_TOKENS: HeaderName = HeaderName::from_static("x-ratelimit-reset-tokens");
 const RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
 const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 const STATE: HeaderName = HeaderName::from_static("ratelimit");
 /// Most of these in a response.
-pub(in crate::proxy) const FIELDS: usize = 7;
+pub(in crate::proxy) const FIELDS: usize = 10;
 /// The usual size of their values, in bytes.
 const BYTES: usize = 256;
 
@@ -74,6 +77,16 @@ fn write_x(
             _ => {}
         }
     }
+    // Of several limits on tokens, the one that leaves least.
+    let tokens = left.iter().filter(|(limit, _)| limit.count == Measure::Tokens);
+    if let Some((limit, remaining)) = tokens.min_by_key(|(_, remaining)| remaining.units) {
+        fields.insert(LIMIT_TOKENS, values.number(limit.max()).take()?);
+        fields.insert(REMAINING_TOKENS, values.number(remaining.units).take()?);
+        if let Some(reset) = remaining.reset {
+            duration(values, whole_secs(reset));
+            fields.insert(RESET_TOKENS, values.take()?);
+        }
+    }
     // When to retry; for an admitted request, when the rate is whole again.
     let wait = retry_after.map_or(refill, Duration::from_secs);
     let reset =
@@ -107,6 +120,18 @@ fn write_ietf(
     }
     fields.insert(STATE, values.take()?);
     Ok(())
+}
+
+/// A time in the form that clients of language models know: `6m0s`, `1h0m5s`, `7s`.
+fn duration(values: &mut ValueBuffer, secs: u64) {
+    let (hours, minutes) = (secs / 3_600, secs / 60 % 60);
+    if hours > 0 {
+        values.number(hours).text("h");
+    }
+    if secs >= 60 {
+        values.number(minutes).text("m");
+    }
+    values.number(secs % 60).text("s");
 }
 
 fn item(values: &mut ValueBuffer, limit: &Limit) {
@@ -152,13 +177,13 @@ const fn window_secs(limit: &Limit) -> Option<u64> {
 mod tests {
     use super::*;
     use crate::clock::Timestamp;
-    use crate::model::key::Measure;
     use crate::policy::keys::limit::{LimitRule, Remaining};
     use http::HeaderMap;
 
     #[test]
     fn limits_are_written_in_both_header_families() {
         let limit = |name, rule| Limit { name, count: Measure::Requests, rule };
+        let tokens = |name, rule| Limit { name, count: Measure::Tokens, rule };
         let secs = |s: u64| Some(Duration::from_millis(s * 1_000 - 500));
         let left: LimitsLeft = [
             (limit(LimitName::Rate { plan: false }, LimitRule::Bucket { rate: 50, burst: 50 }), 49, secs(1)),
@@ -167,6 +192,8 @@ mod tests {
             (limit(LimitName::Concurrency, LimitRule::InFlight { max: 3 }), 2, None),
             (limit(LimitName::Key(0), LimitRule::of(Per::Minute, 60)), 59, secs(30)),
             (limit(LimitName::Workspace(0), LimitRule::of(Per::Month, 70)), 69, secs(99)),
+            (tokens(LimitName::EndUser(1), LimitRule::of(Per::Day, 5_000)), 4_000, secs(360)),
+            (tokens(LimitName::PlanKey(2), LimitRule::of(Per::Total, 9_000)), 7_000, None),
         ]
         .into_iter()
         .map(|(l, units, reset)| (l, Remaining { units, reset }))
@@ -180,17 +207,22 @@ mod tests {
         assert_eq!(field("x-ratelimit-remaining-qps"), "49");
         assert_eq!(field("x-ratelimit-limit-day"), "1000");
         assert_eq!(field("x-ratelimit-remaining-day"), "998");
+        assert_eq!(field("x-ratelimit-limit-tokens"), "5000");
+        assert_eq!(field("x-ratelimit-remaining-tokens"), "4000");
+        assert_eq!(field("x-ratelimit-reset-tokens"), "6m0s");
         assert_eq!(field("x-ratelimit-reset"), "1001");
         assert_eq!(
             field("ratelimit-policy"),
             "\"rate\";q=50;w=1, \"daily\";q=1000;w=86400, \"quota\";q=9, \
              \"concurrency\";q=3;qu=\"concurrent-requests\", \"key-requests-minute\";q=60;w=60, \
-             \"workspace-requests-month\";q=70;w=2678400"
+             \"workspace-requests-month\";q=70;w=2678400, \"end-user-tokens-day\";q=5000;w=86400, \
+             \"key-tokens-total\";q=9000"
         );
         assert_eq!(
             field("ratelimit"),
             "\"rate\";r=49;t=1, \"daily\";r=998;t=43200, \"quota\";r=0, \"concurrency\";r=2, \
-             \"key-requests-minute\";r=59;t=30, \"workspace-requests-month\";r=69;t=99"
+             \"key-requests-minute\";r=59;t=30, \"workspace-requests-month\";r=69;t=99, \
+             \"end-user-tokens-day\";r=4000;t=360, \"key-tokens-total\";r=7000"
         );
         write(&mut header, families, &left, now, Some(7)).expect("fields");
         let reset = header.get("x-ratelimit-reset").and_then(|v| v.to_str().ok());

@@ -293,12 +293,13 @@ impl Proxy {
 
     /// The response has been received completely and is about to reach the client, which must then find the request's
     /// permits released. A part of a stream's response (`rest`) may wait for the client; the request stays in flight
-    /// until then.
-    pub(in crate::proxy) fn on_response_complete(ctx: &mut Ctx, rest: bool) {
+    /// until then. `request_bytes` of its body have come.
+    pub(in crate::proxy) fn on_response_complete(ctx: &mut Ctx, rest: bool, request_bytes: u64) {
         if std::mem::replace(&mut ctx.is_over, true) {
             return;
         }
         Self::on_served(ctx, false);
+        ctx.settle_meter(false, request_bytes);
         let permits = ReleasedPermits {
             _admission: ctx.admission.take(),
             _permit: ctx.attempts.permit.take(),

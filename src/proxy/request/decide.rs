@@ -4,7 +4,6 @@
 use super::body::{is_counted, read_ahead};
 use crate::gate::{Authorized, Denied, KeylessPermit, NamedEndUser, Permit, RequestView};
 use crate::keyring::Entry;
-use crate::model::amounts::Amounts;
 use crate::model::fault::{Fault, Lang};
 use crate::model::id::{KeyId, WorkspaceId};
 use crate::policy::http::coding::Coding;
@@ -13,7 +12,8 @@ use crate::policy::http::head::{self, METHOD_MAX, TARGET_MAX};
 use crate::policy::http::path::{canonical, check_query, escape_loose, has_encoded_slash, split_target};
 use crate::policy::keys::credential::end_user_in_coded_body;
 use crate::policy::keys::denial::{BadRequest, Denial};
-use crate::policy::meter::{HoldRequest, model_in_path};
+use crate::policy::meter::{HoldBounds, HoldRequest, PlannedHold, model_in_path};
+use crate::policy::prices::PriceTable;
 use crate::policy::routing::route::Route;
 use crate::proxy::connection::Connection;
 use crate::proxy::ctx::Ctx;
@@ -115,7 +115,8 @@ impl Proxy {
     /// The request is admitted: its record begins, and its meter if the route has one.
     fn begin_record(&self, ctx: &mut Ctx, record: PendingRecord, path: &str) {
         ctx.record = Some(record);
-        ctx.meter = ctx.route.as_ref().and_then(|route| RequestMeter::of(route, path, &self.metrics));
+        ctx.meter =
+            ctx.route.as_ref().and_then(|route| RequestMeter::of(route, path, &self.metrics, &self.usual));
     }
 
     /// Charges the limits and starts the usage record.
@@ -129,8 +130,10 @@ impl Proxy {
         if self.recorder.may_admit().is_err() {
             return Err(permit.deny(Denial::Plain(Fault::ServiceUnavailable)));
         }
-        let amounts = self.amounts(message, ctx, &permit);
-        let mut admission = self.gate.admit(permit, end_user, amounts, ctx.charged_at).await?;
+        let prices = self.recorder.prices();
+        let model = if permit.route().meter.is_some() { model_in_path(message.path) } else { None };
+        let hold = self.hold(message, ctx, &permit, model.as_deref(), &prices);
+        let mut admission = self.gate.admit(permit, end_user, hold.as_ref(), ctx.charged_at).await?;
         let start = RecordStart {
             charged: true,
             degraded: admission.degraded(),
@@ -142,32 +145,35 @@ impl Proxy {
         };
         self.begin_record(ctx, record, message.path);
         if let Some(meter) = &mut ctx.meter {
-            meter.set_hold(admission.take_hold());
+            meter.set_hold(admission.entry().key.id, admission.take_hold());
         }
         if let Some(connection) = &ctx.connection {
             connection.set_served_key(Some(admission.presented().clone()));
             connection.mark_permits_held();
         }
-        self.note_key(ctx, admission.entry());
+        ctx.note_key(admission.entry());
         ctx.degraded = admission.degraded();
         ctx.admission = Some(admission);
         Ok(())
     }
 
-    /// What a request is charged at admission.
-    fn amounts(&self, message: &RequestMessage<'_>, ctx: &Ctx, permit: &Permit) -> Amounts {
-        if permit.route().meter.is_none() {
-            return Amounts::REQUEST;
-        }
+    /// What a request holds; none if its route is not metered.
+    fn hold<'r>(
+        &self,
+        message: &RequestMessage<'_>,
+        ctx: &Ctx,
+        permit: &Permit,
+        model: Option<&'r str>,
+        prices: &'r PriceTable,
+    ) -> Option<PlannedHold<'r>> {
+        let rule = permit.route().meter.as_ref()?;
         let read = ctx.body.as_ref().map(|body| u64::try_from(body.len()).unwrap_or(u64::MAX));
-        let model = model_in_path(message.path);
-        let request = HoldRequest {
-            input_bytes: read.or_else(|| message.content_length()).unwrap_or(0),
-            max_output: None,
-            choices: 1,
-            model: model.as_deref().unwrap_or_default(),
-        };
-        RequestMeter::amounts(permit.route(), &request, &self.recorder.prices())
+        let input_bytes = read.or_else(|| message.content_length()).unwrap_or(0);
+        let model = model.unwrap_or_default();
+        let request = HoldRequest { input_bytes, max_output: None, choices: 1, model };
+        let usual = self.usual.of(permit.entry().key.id, model);
+        let bounds = HoldBounds { route: rule.hold, usual };
+        Some(PlannedHold { request, bounds, price: prices.find(model), clamp: rule.clamp })
     }
 
     /// Prepares a session of Pingora, and evaluates the request head unless that was done before.
@@ -361,18 +367,11 @@ impl Proxy {
         ctx.degraded = denied.degraded;
         ctx.fault = Some(denied.denial.fault());
         if let Some(entry) = &denied.entry {
-            self.note_key(ctx, entry);
+            ctx.note_key(entry);
         }
         if let (Some(entry), Some(_)) = (&denied.entry, &ctx.route) {
             let start = RecordStart { degraded: ctx.degraded, ..self.start_of(message, ctx, Some(entry)) };
             ctx.record = Some(PendingRecord::refused(start, &self.recorder, &self.clock));
-        }
-    }
-
-    fn note_key(&self, ctx: &mut Ctx, entry: &Arc<Entry>) {
-        ctx.note_key(entry);
-        if self.access.is_on() {
-            ctx.logged_entry = Some(Arc::clone(entry));
         }
     }
 

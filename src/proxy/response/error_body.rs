@@ -156,7 +156,7 @@ mod tests {
     fn spent_quota() -> Denial {
         let rule = LimitRule::Window { per: Per::Total, max: 5 };
         let limit = Limit { name: LimitName::Quota, count: Measure::Requests, rule };
-        Denial::Limit(LimitReached { limit, retry: RetryAfter::Never })
+        Denial::Limit(LimitReached { limit, retry: RetryAfter::Never }, None)
     }
 
     #[test]

@@ -23,7 +23,7 @@ fuzz_target!(|raw: &[u8]| {
 });
 
 fn metered<'b>(kind: &'static str, coding: &'static str, pieces: impl Iterator<Item = &'b [u8]>) -> Metered {
-    let rule = MeterRule { source: MeterSource::Llm, missing: Missing::Estimate, max_bytes: 1 << 20 };
+    let rule = MeterRule { source: MeterSource::Llm, missing: Missing::Estimate, max_bytes: 1 << 20, hold: 1, clamp: false };
     let mut fields = HeaderMap::new();
     fields.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     fields.insert(CONTENT_ENCODING, HeaderValue::from_static(coding));
