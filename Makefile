@@ -152,6 +152,8 @@ check-deploy:
 	haproxy -c -q -f conf/haproxy/haproxy.cfg
 	promtool check config conf/prometheus/prometheus.yml
 	promtool test rules conf/prometheus/alerts_test.yml
+	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && python3 tests/deploy/queries.py >"$$folder/queries.yml" && \
+	promtool check rules "$$folder/queries.yml"
 	$(CARGO) build --locked
 	@[ -x target/deploy/bin/python ] || python3 -m venv target/deploy
 	@target/deploy/bin/pip install --quiet --requirement tests/deploy/requirements.txt

@@ -63,12 +63,7 @@ impl FromParams for KeyQuery {
             "any" => Ok(None),
             _ => Err("must be one of: true, false, any".into()),
         });
-        let deleted = params.read("is_deleted", |text| match text {
-            "true" => Ok(true),
-            "false" => Ok(false),
-            _ => Err("must be one of: true, false".into()),
-        });
-        let is_deleted = deleted.unwrap_or(false);
+        let is_deleted = params.flag("is_deleted").unwrap_or(false);
         let filter = KeyFilter {
             kind: params.word::<KeyType>("type"),
             is_active: active.unwrap_or((!is_deleted).then_some(true)),

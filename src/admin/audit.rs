@@ -22,6 +22,9 @@ pub(super) struct AuditParams {
     action: Option<String>,
     /// Only this record, by its id.
     target: Option<String>,
+    /// `true`: lines of the platform (plans, workspaces, prices, reloaded configs) instead of a workspace's. Role `platform`.
+    #[param(default = false)]
+    platform: Option<bool>,
     /// Not before: epoch seconds, epoch milliseconds or RFC 3339.
     from: Option<String>,
     /// Not at or after.
@@ -37,6 +40,7 @@ pub(super) struct AuditParams {
 /// [`AuditParams`], parsed.
 pub(super) struct AuditQuery {
     filter: AuditFilter,
+    of_platform: bool,
     page: PageRequest,
 }
 
@@ -45,7 +49,8 @@ impl FromParams for AuditQuery {
         let (from, to) = (params.instant("from"), params.instant("to"));
         in_order(params, ("from", "to"), from, to);
         let (action, target) = (params.text("action"), params.text("target"));
-        Self { filter: AuditFilter { action, target, from, to }, page: page_request(params) }
+        let of_platform = params.flag("platform").unwrap_or(false);
+        Self { filter: AuditFilter { action, target, from, to }, of_platform, page: page_request(params) }
     }
 }
 
@@ -72,17 +77,21 @@ pub(super) struct AuditView {
 
 /// List the audit log
 ///
-/// Role `admin`: lines of its own workspace. Role `platform`: those of the workspace in `X-Workspace-Id`, or without it
-/// those of the platform (plans, workspaces, reloaded configs). Newest first.
+/// Role `admin`: lines of the workspace of the call. Role `platform`: also those of the platform (plans, workspaces, prices,
+/// reloaded configs), with `platform=true` or a token and call that name no workspace. Newest first.
 #[utoipa::path(get, path = "/audit", tag = "Audit", params(AuditParams), responses(
     (status = 200, description = "A page of lines", body = Envelope<Listed<AuditView>>),
     (status = "default", description = "Refused", body = Envelope<Detail>),
 ))]
 pub(super) async fn list_audit(
     State(admin): State<AdminState>,
-    Auditor { workspace }: Auditor,
-    Query(AuditQuery { filter, page }): Query<AuditQuery>,
+    Auditor { workspace, is_platform }: Auditor,
+    Query(AuditQuery { filter, of_platform, page }): Query<AuditQuery>,
 ) -> Result<ApiResponse<Listed<AuditView>>, AdminError> {
+    if of_platform && !is_platform {
+        return Err(AdminError::of(Fault::Forbidden));
+    }
+    let workspace = workspace.filter(|_| !of_platform);
     let found = admin.ask(Fault::NotFound, admin.deps.store.audit(workspace.as_ref(), &filter, page)).await?;
     Ok(ApiResponse::ok(Listed::new(page, found, AuditView::new)))
 }

@@ -31,9 +31,11 @@ pub(super) struct PlatformAdmin {
     pub(super) actor: Actor,
 }
 
-/// May read the audit log of `workspace`, or the platform's if there is none.
+/// May read the audit log of `workspace`, and the platform's if the role is that.
 pub(super) struct Auditor {
+    /// None: the token of a platform caller names none, and neither does the call.
     pub(super) workspace: Option<WorkspaceId>,
+    pub(super) is_platform: bool,
 }
 
 /// May read workspaces: all, or its own.
@@ -79,11 +81,12 @@ impl FromRequestParts<AdminState> for Auditor {
 
     async fn from_request_parts(parts: &mut Parts, admin: &AdminState) -> Result<Self, AdminError> {
         let identity = identify(parts, admin, Role::Admin).await?;
-        if identity.role == Role::Platform && !parts.headers.contains_key(WORKSPACE) {
-            return Ok(Self { workspace: None });
+        let is_platform = identity.role == Role::Platform;
+        if is_platform && identity.workspace.is_none() && !parts.headers.contains_key(WORKSPACE) {
+            return Ok(Self { workspace: None, is_platform });
         }
         let (_, about) = settled(&identity, parts, admin).await?;
-        Ok(Self { workspace: Some(about) })
+        Ok(Self { workspace: Some(about), is_platform })
     }
 }
 
@@ -164,7 +167,7 @@ async fn workspace(
             return Err(AdminError::of(Fault::WorkspaceNoAccess));
         }
         if !admin.exists(&named).await? && !admin.existed(&named).await? {
-            return Err(AdminError::of(Fault::NotFound));
+            return Err(no_such_workspace(&named));
         }
         return Ok(Some(named));
     }
@@ -172,6 +175,14 @@ async fn workspace(
         admin.enter(own, by).await?;
     }
     Ok(own)
+}
+
+/// Says how to create it: the caller may.
+fn no_such_workspace(id: &WorkspaceId) -> AdminError {
+    AdminError::of(Fault::NotFound).saying(
+        format!("There is no workspace {id}; PUT /workspaces/{id} creates it"),
+        format!("工作空间 {id} 不存在；可通过 PUT /workspaces/{id} 创建"),
+    )
 }
 
 fn named_workspace(headers: &HeaderMap) -> Result<Option<WorkspaceId>, AdminError> {

@@ -105,6 +105,9 @@ pub trait Reload: Send + Sync {
     /// Reads the config again and applies it. The audit log names `by` as the author. The caller must not drop this future
     /// before it ends.
     async fn reload(&self, by: &Actor) -> Result<Reloaded, ReloadError>;
+
+    /// Whether the config file owns this plan.
+    fn is_managed(&self, plan: &PlanId) -> bool;
 }
 
 /// The active config.

@@ -151,7 +151,8 @@ impl AdminError {
         }
     }
 
-    fn saying(self, en: String, zh: String) -> Self {
+    /// The same fault with its own message.
+    pub(super) fn saying(self, en: String, zh: String) -> Self {
         Self { particular: Some(LocalizedText { en, zh }), ..self }
     }
 }

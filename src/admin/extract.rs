@@ -93,6 +93,11 @@ impl QueryParams {
         })
     }
 
+    /// `true` or `false`.
+    pub(super) fn flag(&mut self, name: &'static str) -> Option<bool> {
+        self.read(name, |text| text.parse().map_err(|_| "must be one of: true, false".to_owned()))
+    }
+
     /// One of a closed set of words.
     pub(super) fn word<T: FromStr<Err: ToString>>(&mut self, name: &'static str) -> Option<T> {
         self.read(name, |text| text.parse().map_err(|e: T::Err| e.to_string()))

@@ -2,7 +2,7 @@
 
 use super::apikeys::{CeilingView, Deleted};
 use super::caller::PlatformAdmin;
-use super::context::AdminState;
+use super::context::{Admin, AdminState};
 use super::envelope::{ApiResponse, Detail, Envelope};
 use super::error::AdminError;
 use super::extract::{Object, PathSegment, Query};
@@ -124,6 +124,7 @@ pub(super) async fn update_plan(
     Object(body): Object,
 ) -> Result<ApiResponse<PlanView>, AdminError> {
     let id: PlanId = id.id(Fault::NotFound)?;
+    belongs_to_api(&admin, &id)?;
     let patch = UpdatePlanInput::read(&body).map_err(AdminError::fields)?.into_patch();
     admin.check_limits(patch.limits.as_deref().unwrap_or_default())?;
     let call = admin.deps.store.update_plan(&id, patch, &actor, admin.now());
@@ -145,6 +146,7 @@ pub(super) async fn delete_plan(
     Query(()): Query<()>,
 ) -> Result<ApiResponse<Deleted>, AdminError> {
     let id: PlanId = id.id(Fault::NotFound)?;
+    belongs_to_api(&admin, &id)?;
     if id == admin.deps.default_plan {
         return Err(AdminError::conflict(
             "This is the plan of new workspaces; it cannot be deleted",
@@ -153,6 +155,17 @@ pub(super) async fn delete_plan(
     }
     admin.write(Fault::NotFound, admin.deps.store.delete_plan(&id, &actor, admin.now())).await?;
     Ok(ApiResponse::ok(Deleted::new(&id)))
+}
+
+/// Refuses to change a plan that the config file owns: the next reload would undo it.
+fn belongs_to_api(admin: &Admin, id: &PlanId) -> Result<(), AdminError> {
+    if admin.deps.reload.is_managed(id) {
+        return Err(AdminError::conflict(
+            format!("The config file manages plan {id} (managed = true): change it there, then reload"),
+            format!("套餐 {id} 由配置文件管理（managed = true）：请在配置文件中修改后重新加载"),
+        ));
+    }
+    Ok(())
 }
 
 impl CalendarView {

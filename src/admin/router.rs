@@ -11,9 +11,9 @@ use crate::model::fault::Fault;
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{Request, State};
-use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
-use axum::response::{IntoResponse as _, Response};
+use axum::response::{IntoResponse as _, Redirect, Response};
 use serde_json::Value;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -59,10 +59,11 @@ pub fn router(deps: AdminDeps) -> Router {
     }
     let admin: AdminState = Arc::new(Admin::new(deps, document.to_string()));
     let (urls, _) = urls().split_for_parts();
+    let home = format!("{}/docs/", admin.deps.base_path);
     let answered = urls
         .with_state(Arc::clone(&admin))
         .merge(docs())
-        .fallback(async || AdminError::of(Fault::NotFound))
+        .fallback(move |uri: Uri| unknown_url(uri, home.clone()))
         .method_not_allowed_fallback(async || AdminError::of(Fault::MethodNotAllowed));
     let base_path = admin.deps.base_path.clone();
     outside::under_base_path(finish(answered, admin), &base_path)
@@ -158,6 +159,14 @@ pub(super) fn finish(answered: Router, admin: AdminState) -> Router {
         .layer(CatchPanicLayer::custom(envelope::panicked))
         .layer(from_fn_with_state(Arc::clone(&admin), envelope::write))
         .layer(from_fn_with_state(admin, outside::cors))
+}
+
+/// Leads people who open the listener's address to the documentation of the API, at `home`. There is nothing elsewhere.
+async fn unknown_url(uri: Uri, home: String) -> Response {
+    if uri.path() == "/" {
+        return Redirect::temporary(&home).into_response();
+    }
+    AdminError::of(Fault::NotFound).into_response()
 }
 
 /// Swagger UI under `/docs`, embedded in the binary.

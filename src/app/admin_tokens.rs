@@ -19,6 +19,21 @@ const FIRST_WORKSPACE: &str = "default";
 /// The verifier of admin tokens, with the secret from the environment if there is one. Otherwise a first start creates the
 /// secret's file and a first token.
 pub fn auth(config: &Config, inline: Option<&str>, clock: &Arc<dyn Clock>) -> Result<Auth, StartError> {
+    verifier(config, inline, Some(clock))
+}
+
+/// The same for a command that signs tokens for a gateway: it creates nothing, because a secret of its own would sign tokens
+/// that no gateway accepts.
+pub fn signer(config: &Config, inline: Option<&str>) -> Result<Auth, StartError> {
+    verifier(config, inline, None)
+}
+
+/// `first_start`: the clock for a first token, if the secret may be created.
+fn verifier(
+    config: &Config,
+    inline: Option<&str>,
+    first_start: Option<&Arc<dyn Clock>>,
+) -> Result<Auth, StartError> {
     let jwt = &config.admin.jwt;
     let build = |keys| {
         Auth::new(AuthConfig {
@@ -51,6 +66,10 @@ pub fn auth(config: &Config, inline: Option<&str>, clock: &Arc<dyn Clock>) -> Re
         }
         JwtKeys::JwksUrl(_) => Ok(build(AuthKeys::Unread)?),
         JwtKeys::SharedSecretFile(path) => {
+            let Some(clock) = first_start else {
+                let secret = super::read_secret_value(path)?;
+                return Ok(build(AuthKeys::Hs256(Zeroizing::new(secret.as_bytes().to_vec())))?);
+            };
             let secret = signing_secret(path)?;
             let auth = build(AuthKeys::Hs256(secret.value))?;
             if secret.is_new {

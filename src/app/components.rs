@@ -23,7 +23,9 @@ use crate::policy::routing::route::{BadRoute, EndUserFrom, ResourceFrom, Route, 
 use crate::proxy::connection::address_limiter::AddressLimiter;
 use crate::proxy::observe::access::AccessLog;
 use crate::proxy::upstream::Upstream;
-use crate::proxy::{HeaderPolicy, Proxy, ProxyLimits, RateLimitFamilies, RoutingSnapshot, Tracing};
+use crate::proxy::{
+    HeaderPolicy, HealthPath, Proxy, ProxyLimits, RateLimitFamilies, RoutingSnapshot, Tracing,
+};
 use crate::store::{Change, Keys};
 use crate::usage::{Journal, Recorder, WhenFull};
 use arc_swap::ArcSwap;
@@ -167,8 +169,8 @@ pub(super) fn proxy(
     core: &CoreServices,
     gate: Gate,
     routing: Arc<ArcSwap<RoutingSnapshot>>,
-    recorder: Recorder,
-    tracing: Tracing,
+    (recorder, tracing): (Recorder, Tracing),
+    readiness: &ReadinessCheckOf,
 ) -> Proxy {
     let has = |family| config.proxy.rate_limit_headers.contains(&family);
     let limits = ProxyLimits {
@@ -183,11 +185,13 @@ pub(super) fn proxy(
             ratelimit: has(HeaderFamily::RateLimit),
         },
         errors: config.proxy.errors,
+        redirect_to_https: config.proxy.redirect_to_https,
     };
     Proxy {
         invalid_keys: AddressLimiter::new(config.proxy.max_invalid_keys, "invalid API keys"),
         preflights: AddressLimiter::new(config.proxy.max_preflights, "preflight requests"),
         public_requests: AddressLimiter::new(config.proxy.max_public_requests, "requests without a key"),
+        health: health_path(config, readiness),
         access: AccessLog::new(config.log.access, config.log.access_sample),
         trusted: TrustedProxies::new(&config.proxy.trusted_proxies),
         gate: Arc::new(gate),
@@ -247,9 +251,9 @@ pub(super) fn max_connections(config: &Config) -> usize {
     let fit = connections_with(files, admin);
     if configured > fit {
         let needed = 2 * configured as u64 + admin + FILES_BESIDE;
-        tracing::warn!(
-            "proxy.max_connections is {configured}, which takes {needed} open files, and {files} are allowed: \
-             {fit} connections are taken in at most; raise the limit (LimitNOFILE, ulimits, ulimit -Hn) or lower the key"
+        tracing::info!(
+            "at most {fit} client connections, because {files} open files are allowed: proxy.max_connections = {configured} \
+             takes {needed} (LimitNOFILE, ulimits, ulimit -Hn)"
         );
     }
     configured.min(fit)
@@ -279,27 +283,22 @@ pub(super) fn runtime(name: &str, threads: usize) -> Result<Runtime, StartError>
         .map_err(|e| StartError::System(e.to_string()))
 }
 
-/// The admin API, up to its listener.
-pub(super) fn admin_server(
+/// Whether this node is ready, and why, at the time of the call.
+pub(super) type ReadinessCheckOf = Arc<dyn Fn() -> Readiness + Send + Sync>;
+
+/// The readiness of this node.
+pub(super) fn readiness_of(
     config: &Config,
     core: &CoreServices,
-    (keyring, counters): (&Arc<Keyring>, Arc<Counters>),
-    (state, accepting): (watch::Receiver<ServerState>, Arc<AtomicBool>),
-    (reload, files): (Arc<Reloader>, &WatchedFiles),
-    (journal, identity): (Arc<Journal>, IdentityProvider),
-) -> Result<AdminServer, StartError> {
-    let metrics_token = match &config.admin.metrics_token_file {
-        None => None,
-        Some(path) => {
-            let token = Arc::new(MetricsToken::new(&super::read_secret_value(path)?));
-            files.add_metrics_token(path, &token);
-            Some(token)
-        }
-    };
+    keyring: &Arc<Keyring>,
+    accepting: &Arc<AtomicBool>,
+    journal: Arc<Journal>,
+) -> ReadinessCheckOf {
     let (ring, clock, max_stale) = (Arc::clone(keyring), Arc::clone(&core.clock), config.keyring.max_stale);
     let (metrics, store_state) = (Arc::clone(&core.metrics), core.store_state.clone());
     let refuses_when_full = config.usage.when_full == WhenFull::Refuse;
-    let readiness = move || {
+    let accepting = Arc::clone(accepting);
+    Arc::new(move || {
         let accepting = accepting.load(Ordering::Acquire);
         let mut all = readiness(&ring, &*clock, max_stale, accepting);
         all.checks.extend(store_state.why_closed().map(|why| ReadinessCheck {
@@ -311,6 +310,31 @@ pub(super) fn admin_server(
         all.ready &= more.iter().all(|check| check.ok);
         all.checks.extend(more);
         all
+    })
+}
+
+/// The health check on the proxy's listeners, if there is one.
+pub(super) fn health_path(config: &Config, readiness: &ReadinessCheckOf) -> Option<HealthPath> {
+    let (path, readiness) = (config.proxy.health_path.as_deref()?, Arc::clone(readiness));
+    Some(HealthPath { path: path.into(), is_ready: Box::new(move || readiness().ready) })
+}
+
+/// The admin API, up to its listener.
+pub(super) fn admin_server(
+    config: &Config,
+    core: &CoreServices,
+    (keyring, counters): (&Arc<Keyring>, Arc<Counters>),
+    state: watch::Receiver<ServerState>,
+    (reload, files): (Arc<Reloader>, &WatchedFiles),
+    (readiness, identity): (ReadinessCheckOf, IdentityProvider),
+) -> Result<AdminServer, StartError> {
+    let metrics_token = match &config.admin.metrics_token_file {
+        None => None,
+        Some(path) => {
+            let token = Arc::new(MetricsToken::new(&super::read_secret_value(path)?));
+            files.add_metrics_token(path, &token);
+            Some(token)
+        }
     };
     let deps = AdminDeps {
         store: core.store.clone(),
@@ -322,7 +346,7 @@ pub(super) fn admin_server(
         jwks: identity.jwks,
         introspection: identity.introspection,
         metrics: Arc::clone(&core.metrics),
-        readiness: Arc::new(readiness),
+        readiness,
         reload,
         shared_counters: matches!(config.counters.location, CountersLocation::Redis(_)),
         held: Arc::new(move |subject, at| counters.held(subject, at)),

@@ -2,7 +2,7 @@
 //! steps once a second.
 
 use super::snapshots::{self, Loaded, Snapshots};
-use super::{CoreServices, OwnPeppers, StartError, agree, create_plans, gauges, usage};
+use super::{CoreServices, OwnPeppers, StartError, agree, apply_plans, gauges, usage};
 use crate::clock::Clock;
 use crate::config::{Config, CountersLocation, PlanConfig};
 use crate::counter::Counters;
@@ -189,7 +189,7 @@ impl LateStart {
     async fn try_once(&self, follower: &FeedFollower) -> Result<(), StartError> {
         self.store.bring_up().await?;
         agree(&self.peppers, &*self.store).await?;
-        create_plans(&self.plans, &*self.store, self.clock.now().wall).await?;
+        apply_plans(&self.plans, &*self.store, self.clock.now().wall).await?;
         // Data from the snapshot is valid only as far as the store confirms it.
         follower.distrust();
         follower.load().await?;

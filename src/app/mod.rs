@@ -29,7 +29,7 @@ mod upstreams;
 mod usage;
 mod watched;
 
-pub use admin_tokens::auth;
+pub use admin_tokens::{auth, signer};
 pub use agreement::agreed_peppers;
 pub use files::{
     FileError, LoadedSecret, peppers, read_secret, read_secret_value, signing_secret, write_private,
@@ -39,7 +39,7 @@ pub use components::routes;
 pub use reload::{ConfigSource, Reloader};
 pub use signals::Signals;
 pub use stop::StopReason;
-pub use stores::{create_plans, open_store, schema};
+pub use stores::{apply_plans, open_store, schema};
 pub use upgrade::{NotUpgraded, Predecessor, Successor};
 
 use crate::admin::{self, Auth, ServerState};
@@ -304,18 +304,19 @@ pub fn start(
     let reloader = Arc::new(steps.wait(reloader)?);
     let gate = components::gate(config, &core, &keyring, &counters, end_users, rehash);
     let (tracing, exporter) = telemetry::start(config, inline, &core, io.handle())?;
-    let proxy = components::proxy(config, &core, gate, reloader.routing(), recorder, tracing);
+    let accepting = Arc::new(AtomicBool::new(true));
+    let readiness = components::readiness_of(config, &core, &keyring, &accepting, journal);
+    let recording = (recorder, tracing);
+    let proxy = components::proxy(config, &core, gate, reloader.routing(), recording, &readiness);
     let mut proxy_server =
         proxy_server::open(config, &core, proxy, &keyring, &upgrade_state.listener_fds, &files, stopped)?;
 
     let admin_runtime = components::runtime("keygate-admin", components::threads(config.admin.threads))?;
     let (listener, admin_address) = listen_admin(config, &upgrade_state, &admin_runtime, &admin_at)?;
-    let accepting = Arc::new(AtomicBool::new(true));
-    let state = (state, Arc::clone(&accepting));
     let identity = identity::start(config, &core, &files, io.handle())?;
     let reloading = (Arc::clone(&reloader), &*files);
     let counts = (&keyring, Arc::clone(&counters));
-    let server = components::admin_server(config, &core, counts, state, reloading, (journal, identity))?;
+    let server = components::admin_server(config, &core, counts, state, reloading, (readiness, identity))?;
     upgrade_state.listener_fds.close_unused();
     let leaving = steps.wait(take_over(around.predecessor, &core, &counters))?;
     // No step from here on can fail.
@@ -502,7 +503,7 @@ async fn open(
     let with_store = async {
         brought_up?;
         agree(&own, &*store).await?;
-        create_plans(&config.plans, &*store, clock.now().wall).await?;
+        apply_plans(&config.plans, &*store, clock.now().wall).await?;
         Ok(())
     };
     let store_state = StoreState::default();

@@ -9,9 +9,10 @@
 
 use super::upgrade::UpgradeState;
 use super::watched::{StartFile, WatchedFiles};
-use super::{CoreServices, StartError, components, create_plans, restart_only, upstreams};
+use super::{CoreServices, StartError, apply_plans, components, restart_only, upstreams};
 use crate::admin::{Reload, ReloadError, Reloaded};
 use crate::config::{Config, CredentialConfig, CredentialSecret, UpstreamConfig};
+use crate::model::id::PlanId;
 use crate::policy::routing::route::{BadRoute, RouteTable};
 use crate::proxy::RoutingSnapshot;
 use crate::proxy::upstream::{Upstream, UpstreamSettings, maintain};
@@ -61,6 +62,7 @@ pub struct Reloader {
     store: Arc<dyn Store>,
     upgrade_state: Arc<UpgradeState>,
     prices: Arc<PricesInForce>,
+    managed_plans: ArcSwap<Vec<PlanId>>,
     io: Handle,
 }
 
@@ -128,6 +130,7 @@ impl Reloader {
             store,
             upgrade_state,
             prices: Arc::clone(&core.prices),
+            managed_plans: ArcSwap::from_pointee(managed_plans(config)),
             io,
         })
     }
@@ -231,6 +234,7 @@ impl Reloader {
         let upstreams = next.iter().map(Arc::clone).collect();
         self.routing.store(Arc::new(components::routing(&config, routes, upstreams, &self.metrics)));
         self.prices.set_file(&config.prices);
+        self.managed_plans.store(Arc::new(managed_plans(&config)));
         let mut old = std::mem::take(&mut in_force.upstreams);
         for (config, upstream) in config.upstreams.iter().zip(next) {
             let kept = old.iter().position(|t| Arc::ptr_eq(&t.upstream, &upstream));
@@ -340,7 +344,7 @@ impl Reload for Reloader {
         };
         // The last fallible steps. A plan that was created and is not used yet does no harm.
         let (at, failed) = (self.clock.now().wall, |error: StoreError| ReloadError::Store(error.to_string()));
-        create_plans(&config.plans, &*self.store, at).await.map_err(failed)?;
+        apply_plans(&config.plans, &*self.store, at).await.map_err(failed)?;
         let next = self.upstreams(&config, settings, &in_force.upstreams).await;
         let changes = differences(&in_force.config, &config);
         if let Err(error) = self.store.note_reload(&config.node.name, changes, by, at).await {
@@ -353,6 +357,10 @@ impl Reload for Reloader {
         self.put_in_force(&mut in_force, config, routes, next);
         Ok(done)
     }
+
+    fn is_managed(&self, plan: &PlanId) -> bool {
+        self.managed_plans.load().contains(plan)
+    }
 }
 
 impl ManagedUpstream {
@@ -360,6 +368,11 @@ impl ManagedUpstream {
         let maintenance = io.spawn(maintain(Arc::clone(&upstream))).abort_handle();
         Self { config: config.clone(), upstream, maintenance }
     }
+}
+
+fn managed_plans(config: &Config) -> Vec<PlanId> {
+    let managed = config.plans.iter().filter(|plan| plan.managed);
+    managed.map(|plan| plan.plan.id.clone()).collect()
 }
 
 fn all(managed: &[ManagedUpstream]) -> Box<[Arc<Upstream>]> {

@@ -30,7 +30,7 @@ pub(super) fn changed(old: &Config, new: &Config) -> Vec<String> {
             max_header_fields max_uri_bytes max_body_bytes first_byte_timeout header_timeout idle_timeout
             body_timeout write_timeout min_body_rate max_connections max_connections_per_address
             max_requests_per_connection max_bytes_in_flight secret_headers end_user_header end_user_body_bytes
-            trust_request_id rate_limit_headers errors drain_delay drain_idle drain_timeout upgrade_timeout;;
+            trust_request_id rate_limit_headers health_path redirect_to_https errors drain_delay drain_idle drain_timeout upgrade_timeout;;
         "admin" |c| &c.admin, AdminConfig:
             listen threads max_body_bytes max_connections max_connections_per_address create_workspaces default_plan base_path error_text
             cors_origins cors_credentials metrics_token_file; jwt introspection;;
@@ -122,11 +122,12 @@ mod tests {
         "redis://x",
     ];
     /// Keys that need other values than those.
-    const MORE: [(&str, &str); 16] = [
+    const MORE: [(&str, &str); 17] = [
         ("acme.directory", "https://h/directory"),
         ("acme.contact", "a@b"),
         ("proxy.rate_limit_headers", "ratelimit"),
         ("proxy.errors", "openai"),
+        ("proxy.health_path", "/x"),
         ("admin.jwt.algorithms", "RS256,ES256"),
         ("telemetry.endpoint", "http://127.0.0.1:4318"),
         ("telemetry.attributes", "a=b"),

@@ -2,10 +2,11 @@
 
 use crate::clock::Timestamp;
 use crate::config::{Config, PlanConfig, StoreLocation};
+use crate::model::key::Plan;
 use crate::store::postgres::{self, PgOptions, PgStore};
 use crate::store::shared::migrate::MigrationState;
 use crate::store::sqlite::{self, SqliteOptions, SqliteStore};
-use crate::store::{Actor, PlanRecord, Store, StoreError, Tenants};
+use crate::store::{Actor, PlanPatch, PlanRecord, Store, StoreError, Tenants};
 use std::fs::File;
 use std::sync::Arc;
 use tokio::runtime::Handle;
@@ -13,9 +14,9 @@ use tokio::runtime::Handle;
 /// A store, and the embedded one if it is that.
 pub(super) type PreparedStore = (Arc<dyn Store>, Option<Arc<SqliteStore>>);
 
-/// Creates the plans of the config that do not exist yet. Existing ones are managed by the API; a stored plan that
-/// differs from the config's is logged, because editing the file does not change it.
-pub async fn create_plans(
+/// Creates the plans of the config that do not exist yet, and changes those that the file owns. The API manages the
+/// others: one that differs from the config's is logged, because editing the file does not change it.
+pub async fn apply_plans(
     plans: &[PlanConfig],
     store: &dyn Tenants,
     now: Timestamp,
@@ -45,16 +46,36 @@ pub async fn create_plans(
         // A plan of which the file sets nothing may well have been changed through the API.
         let is_default = *config == PlanConfig::new(config.plan.id.clone());
         let differing = differing_fields(&stored, &record);
-        if !is_default && !differing.is_empty() {
+        if config.managed && !differing.is_empty() {
+            store.update_plan(&config.plan.id, whole(record), &Actor::keygate(), now).await?;
+            tracing::info!(plan = %config.plan.id, fields = differing.join(", "), "plan changed as the config file says");
+        } else if !is_default && !differing.is_empty() {
             tracing::warn!(
                 plan = %config.plan.id,
                 fields = differing.join(", "),
-                "the stored plan differs from the config file and stays in force; change it with PATCH /plans/{}",
+                "the stored plan differs from the config file and stays in force; change it with PUT /plans/{}, \
+                 or set managed = true to let the file decide",
                 config.plan.id
             );
         }
     }
     Ok(())
+}
+
+/// A change to everything that `wanted` says.
+fn whole(wanted: PlanRecord) -> PlanPatch {
+    let Plan { id: _, api_ops_rate_limit, end_user_quota, default_daily_request_limit, limits, calendar } =
+        wanted.plan;
+    PlanPatch {
+        description: Some(wanted.description),
+        usage_retention_days: Some(wanted.usage_retention_days),
+        deleted_keys_days: Some(wanted.deleted_keys_days),
+        api_ops_rate_limit: Some(api_ops_rate_limit),
+        end_user_quota: Some(end_user_quota),
+        default_daily_request_limit: Some(default_daily_request_limit),
+        limits: Some(limits),
+        calendar: Some(calendar),
+    }
 }
 
 /// The fields of a plan that the config file sets and that differ.

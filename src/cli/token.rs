@@ -3,10 +3,11 @@
 use super::{ConfigArgs, Environment, Failure, inline_secrets, load, say};
 use crate::admin::Role;
 use crate::app;
-use crate::clock::{Clock, SystemClock};
+use crate::app::StartError;
+use crate::clock::{Clock as _, SystemClock};
+use crate::config::{Config, JwtKeys};
 use crate::model::id::WorkspaceId;
 use clap::Args;
-use std::sync::Arc;
 use std::time::Duration;
 
 /// Longest life of a token.
@@ -36,13 +37,29 @@ pub(super) fn run(args: &TokenArgs, environment: Environment<'_>) -> Result<(), 
     if args.workspace.is_none() && args.role != Role::Platform {
         return Err(Failure::Usage(format!("a token of role {} needs --workspace", args.role.as_str())));
     }
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-    let auth = app::auth(&config, inline_secrets(environment).signing, &clock).map_err(Failure::failed)?;
-    let now = clock.now().wall;
+    let inline = inline_secrets(environment).signing;
+    let auth = app::signer(&config, inline).map_err(|error| no_secret(&config, &error))?;
+    let now = SystemClock::new().now().wall;
     let token = auth
         .mint(&args.subject, args.workspace.as_ref(), args.role, args.ttl, now)
         .map_err(Failure::failed)?;
+    match (inline, &config.admin.jwt.keys) {
+        (None, JwtKeys::SharedSecretFile(path)) => eprintln!("signed with the secret in {}", path.display()),
+        _ => eprintln!("signed with the secret of the environment"),
+    }
     say(format_args!("{token}"))
+}
+
+/// The usual reason is another folder than the gateway's.
+fn no_secret(config: &Config, error: &StartError) -> Failure {
+    let JwtKeys::SharedSecretFile(path) = &config.admin.jwt.keys else { return Failure::failed(error) };
+    if path.exists() {
+        return Failure::failed(error);
+    }
+    Failure::Failed(format!(
+        "{error}; the first start of the gateway creates it: run this command in the folder of the gateway, or name its \
+         config with --config"
+    ))
 }
 
 fn role(text: &str) -> Result<Role, String> {

@@ -99,6 +99,8 @@ impl Default for ProxyConfig {
             end_user_body_bytes: 1 << 20,
             trust_request_id: false,
             rate_limit_headers: HeaderFamily::ALL.to_vec(),
+            health_path: None,
+            redirect_to_https: false,
             errors: ErrorForm::Envelope,
             drain_delay: Duration::ZERO,
             drain_idle: Duration::from_secs(1),
@@ -218,6 +220,7 @@ impl PlanConfig {
             description: String::new(),
             usage_retention_days: None,
             deleted_keys_days: DELETED_KEYS_DAYS_DEFAULT,
+            managed: false,
         }
     }
 }

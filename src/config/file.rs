@@ -31,6 +31,7 @@ use crate::model::scope::{SCOPES_MAX, check_required};
 use crate::model::server::HttpUrl;
 use crate::policy::http::cors::OriginRule;
 use crate::policy::http::head::TARGET_MAX;
+use crate::policy::http::path::canonical;
 use crate::policy::keys::credential::SecretPlace;
 use crate::policy::prices::PRICES_MAX;
 use crate::policy::routing::route::ResourceFrom;
@@ -73,6 +74,7 @@ pub(super) struct PlanFile {
     pub(super) description: String,
     pub(super) usage_retention_days: u32,
     pub(super) deleted_keys_days: u32,
+    pub(super) managed: bool,
     pub(super) limits: Vec<Option<Ceiling>>,
     pub(super) calendar: Calendar,
 }
@@ -138,7 +140,7 @@ pub(super) fn read(root: &mut Section<'_, '_>) -> ConfigFile {
 fn proxy(s: &mut Section<'_, '_>) -> ProxyConfig {
     let d = ProxyConfig::default();
     ProxyConfig {
-        listen: s.list("listen", &LISTEN, 1..=16, d.listen),
+        listen: s.list("listen", &LISTEN, 0..=16, d.listen),
         listen_tls: s.list("listen_tls", &LISTEN, 0..=16, d.listen_tls),
         listen_h2c: s.list("listen_h2c", &LISTEN, 0..=16, d.listen_h2c),
         certificates: s.list("certificates", &FILE, 0..=1_000, d.certificates),
@@ -196,6 +198,8 @@ fn proxy(s: &mut Section<'_, '_>) -> ProxyConfig {
         end_user_body_bytes: s.value("end_user_body_bytes", &size(1 << 10, 64 << 20), d.end_user_body_bytes),
         trust_request_id: s.value("trust_request_id", &Flag, d.trust_request_id),
         rate_limit_headers: s.list("rate_limit_headers", &Word::new(), 0..=2, d.rate_limit_headers),
+        health_path: s.value("health_path", &OrEmpty(HEALTH_PATH), None),
+        redirect_to_https: s.value("redirect_to_https", &Flag, d.redirect_to_https),
         errors: s.value("errors", &Word::new(), d.errors),
         drain_delay: s.value("drain_delay", &span_ms(0, 600_000), d.drain_delay),
         drain_idle: s.value("drain_idle", &span_ms(0, 600_000), d.drain_idle),
@@ -389,6 +393,7 @@ fn plan(s: &mut Section<'_, '_>) -> PlanFile {
             &Integer { min: 0, max: DELETED_KEYS_DAYS_MAX },
             d.deleted_keys_days,
         ),
+        managed: s.value("managed", &Flag, d.managed),
         limits: s.tables("limits", CEILINGS_MAX, ceiling).into_iter().map(Option::flatten).collect(),
         calendar: s.table("calendar", plan_calendar),
     }
@@ -445,6 +450,15 @@ const THREADS: Integer<usize> = Integer { min: 0, max: 1_024 };
 
 /// Free text that the issuer of tokens chooses.
 pub(super) const NAMED_BY_OTHERS: Text = Text { min: 1, max: 255 };
+
+const HEALTH_PATH: ParsedText<String> = ParsedText {
+    must: "a path in its canonical form, such as \"/healthz\"",
+    read: |text| {
+        let is_canonical = canonical(text.as_bytes()).is_ok_and(|path| path.as_str() == text);
+        is_canonical.then(|| text.to_owned())
+    },
+    show: quote,
+};
 
 const BASE_PATH: ParsedText<String> = ParsedText {
     must: "empty, or segments of A-Z a-z 0-9 . _ - with a / before each, such as \"/api\"",

@@ -131,6 +131,10 @@ pub struct ProxyConfig {
     pub trust_request_id: bool,
     /// Families of rate-limit headers in responses.
     pub rate_limit_headers: Vec<HeaderFamily>,
+    /// The path of health checks on these listeners; none: there is none.
+    pub health_path: Option<String>,
+    /// Whether requests without TLS are redirected to HTTPS.
+    pub redirect_to_https: bool,
     /// The form of error responses, where the route has none of its own.
     pub errors: ErrorForm,
     /// How long everything but readiness goes on after SIGTERM.
@@ -388,6 +392,8 @@ pub struct PlanConfig {
     pub usage_retention_days: Option<u32>,
     /// For how many days after its deletion a key can be restored.
     pub deleted_keys_days: u32,
+    /// Whether the file owns the plan: the store follows it, and the admin API cannot change it.
+    pub managed: bool,
 }
 
 /// `[[routes]]`

@@ -188,6 +188,11 @@ fn listeners_go_together(proxy: &ProxyConfig, acme: &AcmeConfig, reading: &mut C
             "proxy.listen_tls",
             "proxy.certificates",
         ),
+        (
+            proxy.redirect_to_https && proxy.listen_tls.is_empty(),
+            "proxy.redirect_to_https",
+            "proxy.listen_tls",
+        ),
         (required && proxy.client_ca_file.is_none(), "proxy.client_certificates", "proxy.client_ca_file"),
         (
             proxy.proxy_protocol && proxy.trusted_proxies.is_empty(),
@@ -198,6 +203,13 @@ fn listeners_go_together(proxy: &ProxyConfig, acme: &AcmeConfig, reading: &mut C
         if lacks {
             reading.complain_of_conflict(&[what, needed], format!("needs {needed}"));
         }
+    }
+    if proxy.listen.is_empty() && proxy.listen_tls.is_empty() && proxy.listen_h2c.is_empty() {
+        let lists = ["proxy.listen", "proxy.listen_tls", "proxy.listen_h2c"];
+        reading.complain_of_conflict(
+            &lists,
+            "must not be empty unless proxy.listen_tls or proxy.listen_h2c has an address",
+        );
     }
 }
 
@@ -321,6 +333,7 @@ fn plans(files: Vec<(String, PlanFile)>, reading: &mut ConfigReader<'_>) -> Vec<
                 plan.description = file.description;
                 plan.usage_retention_days = Some(file.usage_retention_days).filter(|days| *days > 0);
                 plan.deleted_keys_days = file.deleted_keys_days;
+                plan.managed = file.managed;
                 plans.insert(id, plan);
             }
             Err(bad) => reading.complain(&path, bad.to_string()),

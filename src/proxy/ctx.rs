@@ -7,6 +7,7 @@ use super::snapshot::RoutingSnapshot;
 use super::upstream::attempts::UpstreamAttempts;
 use crate::clock::Now;
 use crate::gate::{Admission, Denied, KeylessPermit, Permit};
+use crate::keyring::Entry;
 use crate::model::fault::{Fault, Lang};
 use crate::model::id::RequestId;
 use crate::policy::keys::denial::{BadRequest, Denial};
@@ -54,6 +55,8 @@ pub struct Ctx {
     pub admission: Option<Admission>,
     /// The same for a request without a key.
     pub keyless: Option<KeylessPermit>,
+    /// The key that it presented, if there is an access log.
+    pub logged_entry: Option<Arc<Entry>>,
     /// Its usage record until it is complete.
     pub record: Option<PendingRecord>,
     /// Meters it, if its route is metered.
@@ -80,6 +83,8 @@ pub struct Ctx {
     pub fault: Option<Fault>,
     /// Whether a response of Keygate's own states the failure in `grpc-status` instead of the HTTP status.
     pub is_answered_by_grpc: bool,
+    /// Whether it is a load balancer's health check, which is neither counted nor logged.
+    pub is_health_check: bool,
     /// Its trace spans, if it is traced.
     pub recording: Option<Recording>,
     _in_flight: InFlightGauge,
@@ -109,6 +114,7 @@ impl Ctx {
             begun: false,
             admission: None,
             keyless: None,
+            logged_entry: None,
             record: None,
             meter: None,
             body: None,
@@ -122,6 +128,7 @@ impl Ctx {
             own_ns: 0,
             fault: None,
             is_answered_by_grpc: false,
+            is_health_check: false,
             recording: None,
             _in_flight: InFlightGauge(in_flight),
         }

@@ -23,4 +23,4 @@ pub use message::ratelimit::RateLimitFamilies;
 pub use observe::traces::Tracing;
 pub use service::Phases;
 pub use snapshot::RoutingSnapshot;
-pub use state::{Proxy, ProxyLimits};
+pub use state::{HealthPath, Proxy, ProxyLimits};

@@ -7,18 +7,17 @@ use super::message::RequestMessage;
 use super::message::fields::{edit_request, edit_response, forget_case};
 use super::message::headers::{ForwardContext, X_REQUEST_ID, clean_trailers, end_hop};
 use super::message::ratelimit::{self};
-use super::observe::access::AccessLogLine;
-use super::observe::traces::trace_of;
+use super::observe::access::{AccessLogLine, LoggedEnd};
 use super::request::attempt::{AttemptError, ForwardError, RetryFacts, restart_read_timeout, upstream_of};
 use super::request::body::forward_part;
 use super::request::forward;
-use super::request::preflight::Preflighted;
+use super::request::preflight::EarlyOutcome;
 use super::request::rewind;
 use super::request::tunnel;
 use super::response::reply::{self, DEGRADED};
 use super::response::reply::{is_final, status_written};
 use super::state::Proxy;
-use super::upstream::{ConnectError, ServerFailure};
+use super::upstream::{ConnectError, cause_of};
 use crate::gate::KeylessPermit;
 use crate::model::fault::Fault;
 use crate::model::usage::Outcome;
@@ -28,6 +27,7 @@ use crate::policy::http::trace::TraceContext;
 use crate::policy::keys::denial::Denial;
 use crate::policy::meter::RequestReader;
 use crate::policy::routing::forward::HostRule;
+use crate::usage::PendingRecord;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::header::{HOST, ORIGIN};
@@ -76,10 +76,10 @@ impl ProxyHttp for Phases {
         let decided = if let Some(decided) = ctx.decided.take() {
             decided
         } else {
-            let decided = match self.preflight(session, ctx).await.map_err(Error::into_down)? {
-                Preflighted::Answered => return Ok(true),
-                Preflighted::Decided(decided) => decided,
-                Preflighted::No => self.decide(session, ctx).await,
+            let decided = match self.answer_early(session, ctx).await.map_err(Error::into_down)? {
+                EarlyOutcome::Answered => return Ok(true),
+                EarlyOutcome::Decided(decided) => decided,
+                EarlyOutcome::No => self.decide(session, ctx).await,
             };
             self.record_decision_time(ctx);
             decided
@@ -132,6 +132,9 @@ impl ProxyHttp for Phases {
     ) -> Box<Error> {
         tracing::debug!(request_id = ctx.request_id.to_str().unwrap_or(""), server = %peer, error = e.etype.as_str(), "cannot connect to upstream server");
         let request = RetryFacts::of(session, ctx);
+        if let Some(server) = ctx.attempts.server() {
+            server.note_connect_error(cause_of(&e));
+        }
         e.set_retry(self.on_connect_failure(ctx, ConnectError::of(&e), request));
         e
     }
@@ -428,6 +431,9 @@ impl Proxy {
         written: Option<u16>,
         (read, sent): (u64, u64),
     ) {
+        if ctx.is_health_check {
+            return;
+        }
         Self::on_served(ctx, outcome == Outcome::Served);
         let status = match ctx.fault {
             // gRPC says what failed in a field of its own, with a status of success.
@@ -436,6 +442,8 @@ impl Proxy {
             _ => written.unwrap_or(499),
         };
         ctx.settle_meter(outcome == Outcome::Aborted, read);
+        let is_logged = self.access.wants(status);
+        let server = ctx.record.as_ref().and_then(PendingRecord::server).filter(|_| is_logged).cloned();
         if let Some(mut record) = ctx.record.take() {
             record.bytes(read, sent);
             match (outcome, ctx.fault) {
@@ -445,8 +453,10 @@ impl Proxy {
         }
         release_permits(ctx);
         self.count(ctx, outcome, status);
-        if self.access.wants(status) {
-            log_access(message, ctx, outcome, status, self.elapsed(ctx));
+        if is_logged {
+            let elapsed = self.elapsed(ctx);
+            let ended = LoggedEnd { outcome, status, server, bytes: (read, sent), elapsed };
+            AccessLogLine::of(message, ctx, &ended).write();
         }
         ctx.note_end(outcome, status);
     }
@@ -564,22 +574,6 @@ pub(super) fn outcome_of(ctx: &Ctx, error: Option<ForwardError>, written: Option
         (None, Some(_)) => Outcome::UpstreamFailed,
         (None, None) => Outcome::Served,
     }
-}
-
-fn log_access(message: &RequestMessage<'_>, ctx: &Ctx, outcome: Outcome, status: u16, elapsed: Duration) {
-    let line = AccessLogLine {
-        request_id: ctx.request_id.to_str().unwrap_or(""),
-        trace_id: trace_of(message.fields, ctx).trace_id_text(),
-        method: message.method.as_str(),
-        path: message.path,
-        route: ctx.route_name(),
-        status,
-        outcome,
-        address: ctx.address,
-        backend_failure: ctx.attempts.failure().map_or("", ServerFailure::as_str),
-        elapsed,
-    };
-    line.write();
 }
 
 /// The class of a status in metrics.

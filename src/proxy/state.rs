@@ -40,6 +40,8 @@ pub struct Proxy {
     pub preflights: Option<AddressLimiter>,
     /// Limits requests on public routes, per address; none: no limit.
     pub public_requests: Option<AddressLimiter>,
+    /// Where load balancers check this node; none: nowhere.
+    pub health: Option<HealthPath>,
     /// The access log.
     pub access: AccessLog,
     /// Proxies whose `X-Forwarded-For` is trusted.
@@ -48,6 +50,14 @@ pub struct Proxy {
     pub tracing: Tracing,
     /// The name of this node.
     pub node: Box<str>,
+}
+
+/// The path at which load balancers ask whether this node is ready.
+pub struct HealthPath {
+    /// The path, in canonical form.
+    pub path: Box<str>,
+    /// Whether it is ready.
+    pub is_ready: Box<dyn Fn() -> bool + Send + Sync>,
 }
 
 /// Limits for requests, and settings for responses.
@@ -69,4 +79,6 @@ pub struct ProxyLimits {
     pub families: RateLimitFamilies,
     /// The form of errors of requests that no route matches.
     pub errors: ErrorForm,
+    /// Whether requests without TLS are redirected to HTTPS.
+    pub redirect_to_https: bool,
 }

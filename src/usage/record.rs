@@ -142,6 +142,11 @@ impl PendingRecord {
         self.facts.upstream = Some(Arc::clone(server));
     }
 
+    /// The backend server that was tried last.
+    pub const fn server(&self) -> Option<&Arc<str>> {
+        self.facts.upstream.as_ref()
+    }
+
     /// The first byte of the response is being sent.
     pub fn first_byte(&mut self, status: u16) {
         self.facts.status_code = status;

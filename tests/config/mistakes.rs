@@ -57,7 +57,15 @@ const MISTAKES: &[(&str, &str)] = &[
         "proxy.listen = \"127.0.0.1:1\"",
         "1:16 proxy.listen: must be a list, each item IP:port, such as \"127.0.0.1:8080\" or \"[::1]:8080\"",
     ),
-    ("proxy.listen = []", "1:16 proxy.listen: must be a list of 1 to 16 items"),
+    (
+        "proxy.listen = []",
+        "1:16 proxy.listen: must not be empty unless proxy.listen_tls or proxy.listen_h2c has an address",
+    ),
+    ("proxy.redirect_to_https = true", "1:27 proxy.redirect_to_https: needs proxy.listen_tls"),
+    (
+        "proxy.health_path = \"/a/../b\"",
+        "1:21 proxy.health_path: must be a path in its canonical form, such as \"/healthz\", or \"\" for none",
+    ),
     ("proxy = 3", "1:9 proxy: must be a table"),
     ("[[proxy]]", "1:1 proxy: must be a table"),
     ("plans.gold = 1", "1:14 plans.gold: must be a table"),

@@ -255,6 +255,14 @@ fn the_neighbours_name_gateways_that_are_there() {
             gateways.iter().map(|name| format!("server {name} {name}:{port}")).collect();
         assert_eq!(named, wanted);
     }
+    // It names the client, which the gateways believe because they trust its network.
+    assert!(haproxy.contains("\n    http-request del-header x-forwarded- -m beg\n    option forwardfor\n"));
+    let trusted = production(&environment(compose.gateways()[0].1)).proxy.trusted_proxies;
+    let network = &compose.file["networks"]["front"]["ipam"]["config"][0]["subnet"];
+    assert_eq!(
+        trusted.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        [network.as_str().expect("a subnet")]
+    );
     // The load balancer's timeout must be longer than Keygate's, whose responses have the envelope.
     let config = production(&[]);
     let patience =

@@ -68,8 +68,7 @@ fn no_more_connections_are_taken_in_than_there_are_descriptors_for() {
     std::fs::write(&program, script).unwrap();
     std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
     let gateway = Gateway::run_program(&program, folder, &[]).unwrap();
-    let told =
-        "proxy.max_connections is 20000, which takes 40306 open files, and 400 are allowed: 100 connections";
+    let told = "at most 100 client connections, because 400 open files are allowed: proxy.max_connections = 20000 takes 40306";
     eventually_true("it is told", || gateway.stderr().contains(told));
     let secret = gateway.create_key(json!({})).secret;
     let silent: Vec<Raw> = (0..150).map(|_| gateway.connect()).collect();

@@ -26,6 +26,7 @@ mod http2;
 mod interim;
 mod leaving;
 mod limits;
+mod listener;
 mod metering;
 mod places;
 mod probes;

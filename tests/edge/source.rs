@@ -126,6 +126,42 @@ async fn the_certificate_is_that_of_the_name_and_changes_without_a_restart() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_tls_a_request_is_redirected_where_the_config_says_so() {
+    let (origin, authority) = (Origin::start(), Authority::new());
+    let folder = Arc::new(tempfile::tempdir().unwrap());
+    authority.write(&folder.path().join("one.pem"), "one.test");
+    let gateway = with_tls(
+        &origin,
+        &folder,
+        "certificates = [\"one.pem\"]\nredirect_to_https = true\nhealth_path = \"/up\"",
+    );
+    let secret = gateway.create_key(json!({})).secret;
+    let post = Request::post("/v1/app/a|b?x=1", "body").bearer(&secret);
+    let answer = gateway.call(&post);
+    assert_eq!(
+        (answer.status, answer.header("location")),
+        (308, Some("https://gateway.test/v1/app/a%7Cb?x=1"))
+    );
+    assert_eq!(gateway.call(&Request::get("/up")).status, 200);
+    assert_eq!(origin.count(), 0);
+    let stream = authority.connect(tls(&gateway), "one.test", b"http/1.1", None).await.unwrap();
+    assert!(over_http1(stream, &secret).await.starts_with("HTTP/1.1 200"));
+    assert_eq!(origin.count(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gateway_may_listen_with_tls_only() {
+    let (origin, authority) = (Origin::start(), Authority::new());
+    let folder = Arc::new(tempfile::tempdir().unwrap());
+    authority.write(&folder.path().join("one.pem"), "one.test");
+    let gateway = with_tls(&origin, &folder, "certificates = [\"one.pem\"]\nlisten = []");
+    assert_eq!(gateway.ready["proxy"], serde_json::Value::Null);
+    let secret = gateway.create_key(json!({})).secret;
+    let stream = authority.connect(tls(&gateway), "one.test", b"http/1.1", None).await.unwrap();
+    assert!(over_http1(stream, &secret).await.starts_with("HTTP/1.1 200"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn in_an_upgrade_those_who_have_tls_keep_it_and_the_rest_come_to_the_same_socket() {
     let (origin, authority) = (Origin::start(), Authority::new());
     let folder = Arc::new(tempfile::tempdir().unwrap());

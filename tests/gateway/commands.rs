@@ -201,7 +201,16 @@ fn token_refuses_nonsense_and_a_token_of_elsewhere_is_not_valid_here() {
     ] {
         says(&place.fails(64, &[&["token"], args].concat()), &[part]);
     }
-    let elsewhere = Installation::new().done(&["token", "--workspace", "default", "--role", "platform"]);
+    let other = Installation::new();
+    let args = ["token", "--workspace", "default", "--role", "platform"];
+    says(
+        &other.fails(1, &args),
+        &["data/admin.jwt.secret", "the first start of the gateway creates it", "--config"],
+    );
+    let _other = other.start();
+    let elsewhere = other.done(&args);
+    let output = other.command(&args);
+    says(&output.stderr, &["signed with the secret in ", "data/admin.jwt.secret"]);
     let gateway = place.start();
     let refused = gateway.admin_as(&elsewhere, "GET", "/apikeys", None);
     assert_eq!(refused.fault(), (401, 2002, "token_invalid".into()));

@@ -85,6 +85,41 @@ fn a_plan_that_differs_from_the_file_is_logged_with_its_fields() {
 }
 
 #[test]
+fn a_managed_plan_follows_the_file_and_not_the_api() {
+    let config = |more: &str| format!("[plans.default]\ndescription = \"d\"\n{more}\n");
+    let mut gateway = Gateway::start(&config(""));
+    let change = json!({"api_ops_rate_limit": 7, "description": "by the API"});
+    let changed = gateway.admin("PUT", "/plans/default", Some(&change));
+    assert_eq!(changed.status, 200, "the API manages it at first");
+    let plan = |gateway: &Gateway| {
+        let plan = gateway.admin("GET", "/plans/default", None).json()["data"].clone();
+        (plan["api_ops_rate_limit"].clone(), plan["description"].clone())
+    };
+    // A reload applies it.
+    write_config(gateway.folder(), &config("managed = true\napi_ops_rate_limit = 30"));
+    assert_eq!(gateway.admin("POST", "/reload", None).status, 200);
+    assert_eq!(plan(&gateway), (json!(30), json!("d")));
+    for method in ["PUT", "DELETE"] {
+        let body = (method == "PUT").then_some(&change);
+        let refused = gateway.admin(method, "/plans/default", body);
+        assert_eq!(refused.fault(), (409, 1000, "conflict".into()), "{method}");
+        assert!(refused.text().contains("managed = true"), "{}", refused.text());
+    }
+    let lines = gateway.managed("GET", "/audit?platform=true&action=plan.update", None)["items"].clone();
+    assert_eq!(lines[0]["subject"], "keygate", "{lines}");
+    assert_eq!(lines[0]["changes"]["api_ops_rate_limit"], json!({"from": 7, "to": 30}), "{lines}");
+    // So does a start.
+    gateway.stop();
+    write_config(gateway.folder(), &config("managed = true\napi_ops_rate_limit = 40"));
+    let gateway = gateway.restart();
+    assert_eq!(plan(&gateway), (json!(40), json!("d")));
+    // Without managed, the API has it again.
+    write_config(gateway.folder(), &config(""));
+    assert_eq!(gateway.admin("POST", "/reload", None).status, 200);
+    assert_eq!(gateway.admin("PUT", "/plans/default", Some(&change)).status, 200);
+}
+
+#[test]
 fn a_start_without_routes_warns_that_every_request_gets_404() {
     let gateway = Gateway::start("");
     eventually_true("it warns", || gateway.stderr().contains("no routes are configured"));

@@ -9,6 +9,7 @@
     reason = "a test that cannot go on fails, and tests live in real time"
 )]
 
+mod access_log;
 mod admin_flow;
 mod authorization;
 mod commands;

@@ -334,7 +334,7 @@ fn a_reload_during_an_upgrade_is_declined_for_the_new_process_would_not_know_of_
     gateway.signal("HUP");
     let told = "config not reloaded: an upgrade is in progress";
     eventually_true("it says why", || gateway.stderr().contains(told));
-    let lines = || gateway.managed("GET", "/audit?action=config.reload", None)["items"].clone();
+    let lines = || gateway.managed("GET", "/audit?platform=true&action=config.reload", None)["items"].clone();
     assert_eq!(lines(), json!([]));
     std::fs::write(&fail, "now\n").expect("written");
     let told = "exited before it was serving (exit status: 3)";

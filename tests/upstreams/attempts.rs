@@ -1,8 +1,10 @@
 //! Effects of a failed attempt: on the client, on its connection, on the next server.
 
 use crate::group::Group;
-use crate::support::{Gateway, Hold, Origin, Raw, Request, ReservedPort, eventually_true, route, upstream};
-use serde_json::json;
+use crate::support::{
+    Gateway, Hold, Origin, Raw, Request, ReservedPort, eventually, eventually_true, route, upstream,
+};
+use serde_json::{Value, json};
 use std::io;
 
 const NO_EJECTION: &str = "[upstreams.eject]\nafter = 0\n";
@@ -194,4 +196,36 @@ fn a_server_that_breaks_every_answer_is_ejected() {
     assert_eq!(group.metric_of("keygate_upstream_results_total", 0, "result=\"broke_off\","), Some(3));
     assert_eq!(group.metric_of("keygate_upstream_results_total", 0, "result=\"answered\","), Some(0));
     assert_eq!(group.gateway.stderr().matches("requests to upstream server are failing").count(), 1);
+}
+
+#[test]
+fn the_log_says_why_a_server_fails_and_when_it_works_again() {
+    let reserved = ReservedPort::any();
+    let address = reserved.address;
+    let config = upstream("app", address) + NO_EJECTION + &route("app", "/v1/app/{rest*}", "app", "");
+    let gateway = Gateway::start(&(config + "[log]\nformat = \"json\"\n"));
+    let secret = gateway.create_key(json!({})).secret;
+    assert_eq!(gateway.get("/v1/app/x", &secret).status, 502);
+    let lines = |message: &str| -> Vec<Value> {
+        let log = gateway.stderr();
+        log.lines().filter(|l| l.contains(message)).map(|l| serde_json::from_str(l).expect("JSON")).collect()
+    };
+    let failing = eventually("the failure is logged", || {
+        lines("requests to upstream server are failing").into_iter().next()
+    });
+    assert_eq!(
+        (&failing["server"], &failing["failure"]),
+        (&json!(address.to_string()), &json!("connect_failed"))
+    );
+    let cause = failing["cause"].as_str().expect("a cause");
+    assert!(cause.starts_with("Connection refused"), "{failing}");
+    drop(reserved);
+    let _origin = Origin::start_at(address);
+    assert_eq!(gateway.get("/v1/app/x", &secret).status, 200);
+    let again = eventually("the recovery is logged", || {
+        lines("requests to upstream server succeed again").into_iter().next()
+    });
+    assert_eq!(again["server"], json!(address.to_string()));
+    assert_eq!(gateway.get("/v1/app/x", &secret).status, 200);
+    assert_eq!(lines("succeed again").len(), 1, "once");
 }

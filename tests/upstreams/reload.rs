@@ -91,7 +91,7 @@ fn a_mistake_leaves_everything_as_it_was_and_all_are_told() {
 fn what_was_put_in_force_is_in_the_audit_trail_and_what_was_refused_is_not() {
     let origin = Origin::start();
     let gateway = Gateway::start(&(upstream("a", origin.address) + &named("x", "a")));
-    let lines = || gateway.managed("GET", "/audit?action=config.reload", None)["items"].clone();
+    let lines = || gateway.managed("GET", "/audit?platform=true&action=config.reload", None)["items"].clone();
     write_config(gateway.folder(), "[proxy]\nthreads = 3\n");
     assert_eq!(reload(&gateway).status, 400);
     assert_eq!(lines(), json!([]));
@@ -132,7 +132,7 @@ fn a_reload_whose_caller_hangs_up_is_done_all_the_same() {
     drop(caller);
     held_up.rollback().unwrap();
     eventually_true("the config is in force", || gateway.get("/v1/y", &secret).status == 200);
-    let lines = gateway.managed("GET", "/audit?action=config.reload", None)["items"].clone();
+    let lines = gateway.managed("GET", "/audit?platform=true&action=config.reload", None)["items"].clone();
     assert_eq!(lines.as_array().unwrap().len(), 1, "{lines}");
     assert_eq!(lines[0]["changes"], json!({"routes": {"from": ["x"], "to": ["x", "y"]}}));
     eventually_true("it is told", || gateway.stderr().contains("config reloaded"));

@@ -463,7 +463,8 @@ async fn prices_are_replaced_as_a_whole_and_every_mistake_is_named() {
     ];
     assert_eq!(fields, expected.map(Some), "{errors}");
     assert_eq!(call("GET", Value::Null).await.data()["prices"], shown, "nothing of it was taken");
-    let lines = api.call(&token, "GET", "/audit?action=prices.update", Value::Null).await.data();
+    let lines =
+        api.call(&token, "GET", "/audit?platform=true&action=prices.update", Value::Null).await.data();
     assert_eq!(lines["page"]["total"], 2);
 }
 
@@ -515,4 +516,54 @@ async fn health_needs_no_token_and_metrics_need_the_configured_one() {
     assert!(metrics.header("content-type").starts_with("text/plain; version=0.0.4"));
     let ready = Api::start().await.call("", "GET", "/readyz", Value::Null).await;
     assert_eq!((ready.status.as_u16(), ready.data()), (200, json!({"ready": true})));
+}
+
+#[tokio::test]
+async fn the_audit_log_is_that_of_the_tokens_workspace_unless_the_platforms_is_asked_for() {
+    let (api, _) = api_and_token().await;
+    let own = api.token("ws-a", Role::Platform);
+    let everywhere = api.token("-", Role::Platform);
+    let admin = api.token("ws-a", Role::Admin);
+    api.key(&own, "n").await;
+    api.call(&own, "PUT", "/plans/default", json!({"description": "d"})).await;
+    let actions = async |token: &str, uri: &str| {
+        let answer = api.call(token, "GET", uri, Value::Null).await;
+        let items = answer.data()["items"].as_array().cloned().unwrap_or_default();
+        (
+            answer.status.as_u16(),
+            items.iter().map(|line| line["action"].as_str().unwrap_or("").to_owned()).collect::<Vec<_>>(),
+        )
+    };
+    let (status, of_workspace) = actions(&own, "/audit").await;
+    assert!(status == 200 && of_workspace.contains(&"key.create".to_owned()), "{of_workspace:?}");
+    assert!(!of_workspace.contains(&"plan.update".to_owned()), "{of_workspace:?}");
+    assert_eq!(actions(&admin, "/audit").await.1, of_workspace);
+    let (_, of_platform) = actions(&own, "/audit?platform=true").await;
+    assert!(
+        of_platform.contains(&"plan.update".to_owned()) && !of_platform.contains(&"key.create".to_owned())
+    );
+    assert_eq!(actions(&everywhere, "/audit").await.1, of_platform, "a token without workspace");
+    assert_eq!(actions(&admin, "/audit?platform=true").await.0, 403);
+}
+
+#[tokio::test]
+async fn a_workspace_that_does_not_exist_is_told_with_the_call_that_creates_it() {
+    let (api, _) = api_and_token().await;
+    let platform = api.token("-", Role::Platform);
+    let mut asked = request(&platform, "GET", "/apikeys", &Value::Null);
+    asked.headers_mut().insert("x-workspace-id", "nowhere".parse().expect("a header"));
+    let answer = api.send(asked).await;
+    assert_eq!(answer.verdict().0, 404);
+    assert!(
+        answer.text.contains("There is no workspace nowhere; PUT /workspaces/nowhere creates it"),
+        "{}",
+        answer.text
+    );
+}
+
+#[tokio::test]
+async fn the_address_of_the_listener_leads_to_the_documentation() {
+    let (api, _) = api_and_token().await;
+    let answer = api.call("", "GET", "/", Value::Null).await;
+    assert_eq!((answer.status.as_u16(), answer.header("location")), (307, "/docs/"));
 }

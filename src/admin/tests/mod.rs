@@ -153,6 +153,10 @@ impl Reload for SameConfig {
     async fn reload(&self, _: &Actor) -> Result<Reloaded, ReloadError> {
         Ok(Reloaded { routes: 1, upstreams: 1 })
     }
+
+    fn is_managed(&self, plan: &crate::model::id::PlanId) -> bool {
+        plan.as_str() == "managed"
+    }
 }
 
 /// A keyring that follows `store` for the life of the test.

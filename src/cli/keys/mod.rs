@@ -186,7 +186,7 @@ impl KeyCommand {
         let peppers =
             runtime.block_on(app::agreed_peppers(&config, inline, &*store)).map_err(Failure::failed)?;
         runtime
-            .block_on(app::create_plans(&config.plans, &*store, SystemClock::new().now().wall))
+            .block_on(app::apply_plans(&config.plans, &*store, SystemClock::new().now().wall))
             .map_err(Failure::failed)?;
         let now = SystemClock::new().now().wall;
         Ok(Self { config, runtime, store, peppers, now })

@@ -75,6 +75,8 @@ pub enum BadRequest {
     Host,
     /// `Connection` names a field that it must not name.
     Connection,
+    /// The connection of a trusted proxy began without a PROXY protocol header.
+    ProxyHeader,
     /// The header field with the end user is repeated, empty or too long.
     EndUserHeader,
     /// The query parameter with the end user is repeated, empty or too long.
@@ -369,6 +371,7 @@ impl BadRequest {
             Self::Framing => "framing",
             Self::Host => "host",
             Self::Connection => "connection",
+            Self::ProxyHeader => "proxy_header",
             Self::EndUserHeader => "end_user_header",
             Self::EndUserQuery => "end_user_query",
             Self::EndUserBody => "end_user_body",
@@ -421,6 +424,8 @@ impl BadRequest {
             (Self::Connection, Lang::Zh) => {
                 "Connection 头必须是至多 9 个名称的列表，且不得包含用于判定的字段"
             }
+            (Self::ProxyHeader, Lang::En) => "The proxy in front must send a PROXY protocol header",
+            (Self::ProxyHeader, Lang::Zh) => "前置代理必须发送 PROXY 协议头",
             (Self::EndUserHeader, Lang::En) => {
                 "The header that names the end user must be there once, with 1 to 255 visible characters"
             }

@@ -79,6 +79,8 @@ pub struct Connection {
     /// The connection of a stream.
     parent: Option<Arc<Connection>>,
     shared: Arc<ConnectionDefaults>,
+    /// Whether it may only ask whether this node is ready, because its proxy did not say whose connection it is.
+    for_health_checks: AtomicBool,
     tunnel: AtomicBool,
     /// Whether its request is served by an exchange, not by Pingora.
     in_exchange: AtomicBool,
@@ -150,6 +152,7 @@ impl Connection {
             date: Mutex::default(),
             parent,
             shared: Arc::clone(shared),
+            for_health_checks: AtomicBool::new(false),
             tunnel: AtomicBool::new(false),
             in_exchange: AtomicBool::new(false),
             stays: AtomicBool::new(false),
@@ -170,6 +173,16 @@ impl Connection {
     pub(super) fn set_client(&self, client: IpAddr) {
         // It is reported only once.
         self.client.get_or_init(|| client);
+    }
+
+    /// Only health checks are answered on it.
+    pub(super) fn restrict_to_health_checks(&self) {
+        self.for_health_checks.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether only health checks are answered on it.
+    pub(super) fn is_for_health_checks(&self) -> bool {
+        self.parent.as_deref().unwrap_or(self).for_health_checks.load(Ordering::Relaxed)
     }
 
     /// The client's address, as far as the connection knows it.

@@ -26,7 +26,7 @@ use super::ctx::Ctx;
 use super::message::RequestMessage;
 use super::request::attempt::{ForwardError, RetryFacts, restart_read_timeout, upstream_of};
 use super::request::decide::coding_of;
-use super::request::preflight::PreflightLook;
+use super::request::preflight::EarlyDecision;
 use super::request::tunnel::{is_asked_for, last_frame};
 use super::response::reply::Reply;
 use super::state::Proxy;
@@ -156,10 +156,10 @@ async fn serve_with(
 impl Exchange<'_> {
     async fn decide(&mut self) -> Decision {
         let proxy = Arc::clone(self.server.proxy);
-        let decided = match proxy.look_for_preflight(&self.message, self.ctx) {
-            PreflightLook::Answer(reply) => return Decision::Answer(reply),
-            PreflightLook::Decided(decided) => decided,
-            PreflightLook::No => match proxy.permit(&self.message, self.ctx) {
+        let decided = match proxy.decide_early(&self.message, self.ctx) {
+            EarlyDecision::Answer(reply) => return Decision::Answer(reply),
+            EarlyDecision::Decided(decided) => decided,
+            EarlyDecision::No => match proxy.permit(&self.message, self.ctx) {
                 Err(denied) => Err(denied),
                 Ok(Some(permit)) if self.has_to_read(&permit) && !self.is_ours() => {
                     self.ctx.permit = Some(permit);

@@ -151,7 +151,7 @@ impl Proxy {
             connection.set_served_key(Some(admission.presented().clone()));
             connection.mark_permits_held();
         }
-        ctx.note_key(admission.entry());
+        self.note_key(ctx, admission.entry());
         ctx.degraded = admission.degraded();
         ctx.admission = Some(admission);
         Ok(())
@@ -367,11 +367,18 @@ impl Proxy {
         ctx.degraded = denied.degraded;
         ctx.fault = Some(denied.denial.fault());
         if let Some(entry) = &denied.entry {
-            ctx.note_key(entry);
+            self.note_key(ctx, entry);
         }
         if let (Some(entry), Some(_)) = (&denied.entry, &ctx.route) {
             let start = RecordStart { degraded: ctx.degraded, ..self.start_of(message, ctx, Some(entry)) };
             ctx.record = Some(PendingRecord::refused(start, &self.recorder, &self.clock));
+        }
+    }
+
+    fn note_key(&self, ctx: &mut Ctx, entry: &Arc<Entry>) {
+        ctx.note_key(entry);
+        if self.access.is_on() {
+            ctx.logged_entry = Some(Arc::clone(entry));
         }
     }
 

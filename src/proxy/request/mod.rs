@@ -4,6 +4,7 @@ pub(super) mod attempt;
 pub(super) mod body;
 pub(super) mod decide;
 pub(super) mod forward;
+pub(super) mod listener;
 pub(super) mod preflight;
 pub(super) mod rewind;
 pub(super) mod tunnel;

@@ -18,7 +18,7 @@ use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 
 /// Result of handling a request that may be a preflight.
-pub(in crate::proxy) enum Preflighted {
+pub(in crate::proxy) enum EarlyOutcome {
     /// It is not a preflight, or presents a key: handled like any other request.
     No,
     /// The response is sent.
@@ -28,7 +28,7 @@ pub(in crate::proxy) enum Preflighted {
 }
 
 /// The same before a response is written.
-pub(in crate::proxy) enum PreflightLook {
+pub(in crate::proxy) enum EarlyDecision {
     /// It is not a preflight, or presents a key.
     No,
     /// The response to send.
@@ -39,38 +39,43 @@ pub(in crate::proxy) enum PreflightLook {
 
 impl Proxy {
     /// Responds to a preflight if the route has CORS rules, and passes it on if the route leaves CORS to its backend.
-    pub(in crate::proxy) async fn preflight(
+    pub(in crate::proxy) async fn answer_early(
         &self,
         session: &mut Session,
         ctx: &mut Ctx,
-    ) -> pingora::Result<Preflighted> {
+    ) -> pingora::Result<EarlyOutcome> {
         let has_body = !session.is_body_empty();
-        let answer = match self.look_for_preflight(&RequestMessage::of(session.req_header(), has_body), ctx) {
-            PreflightLook::No => return Ok(Preflighted::No),
-            PreflightLook::Decided(decided) => return Ok(Preflighted::Decided(decided)),
-            PreflightLook::Answer(answer) => answer,
+        let answer = match self.decide_early(&RequestMessage::of(session.req_header(), has_body), ctx) {
+            EarlyDecision::No => return Ok(EarlyOutcome::No),
+            EarlyDecision::Decided(decided) => return Ok(EarlyOutcome::Decided(decided)),
+            EarlyDecision::Answer(answer) => answer,
         };
         let mut parts = http::Response::new(()).into_parts().0;
         (parts.status, parts.headers) = (answer.status, answer.fields);
         crate::proxy::response::reply::keep_open_if_possible(session);
         session.write_response_header(Box::new(ResponseHeader::from(parts)), true).await?;
-        Ok(Preflighted::Answered)
+        Ok(EarlyOutcome::Answered)
     }
 
     /// Whether a request is a preflight, and how it is handled.
-    pub(in crate::proxy) fn look_for_preflight(
+    pub(in crate::proxy) fn decide_early(
         &self,
         message: &RequestMessage<'_>,
         ctx: &mut Ctx,
-    ) -> PreflightLook {
+    ) -> EarlyDecision {
+        match self.answer_for_listener(message, ctx) {
+            None => {}
+            Some(Ok(reply)) => return EarlyDecision::Answer(reply),
+            Some(Err(denial)) => return EarlyDecision::Decided(Err(Denied::early(denial, None))),
+        }
         if *message.method != Method::OPTIONS {
-            return PreflightLook::No;
+            return EarlyDecision::No;
         }
         let Some(mut fields) = Self::preflight_answer(message, ctx) else {
-            return self.pass_preflight(message, ctx).map_or(PreflightLook::No, PreflightLook::Decided);
+            return self.pass_preflight(message, ctx).map_or(EarlyDecision::No, EarlyDecision::Decided);
         };
         fields.insert(X_REQUEST_ID, ctx.request_id.clone());
-        PreflightLook::Answer(Reply { status: StatusCode::NO_CONTENT, fields, body: Bytes::new() })
+        EarlyDecision::Answer(Reply { status: StatusCode::NO_CONTENT, fields, body: Bytes::new() })
     }
 
     /// Whether a preflight is forwarded without a key; none if it is not a preflight, or is handled like any other

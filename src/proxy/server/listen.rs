@@ -66,6 +66,16 @@ pub enum ListenerProtocol {
     Tls(Arc<TlsContext>),
 }
 
+/// Whose connection it is, by the PROXY protocol.
+enum ProxySource {
+    /// This client's.
+    Client(IpAddr),
+    /// The header does not say.
+    Unknown,
+    /// There is no header.
+    None,
+}
+
 /// A shortage of resources for new connections, with the time of the last failure. Logged when it begins and when it
 /// is over.
 #[derive(Default)]
@@ -168,11 +178,12 @@ impl Acceptor {
             let told = tokio::select! {
                 biased;
                 () = connection.closed() => return,
-                told = read_proxy_header(&mut stream) => told,
+                told = self.read_proxy_header(&mut stream) => told,
             };
             match told {
-                Ok(None) => {}
-                Ok(Some(client)) => {
+                Ok(ProxySource::Unknown) => {}
+                Ok(ProxySource::None) => connection.restrict_to_health_checks(),
+                Ok(ProxySource::Client(client)) => {
                     if let Err(refused) = registered.set_client(client) {
                         return self.refused(refused.as_str());
                     }
@@ -208,6 +219,19 @@ impl Acceptor {
         } else {
             http1::serve(self, client_stream, &connection).await;
         }
+    }
+
+    /// Reads the header that a trusted proxy must send. A load balancer's health check may come without one.
+    async fn read_proxy_header(&self, stream: &mut TcpStream) -> io::Result<ProxySource> {
+        if self.proxy.health.is_some() {
+            let mut first = [0];
+            let read = stream.peek(&mut first).await?;
+            // Either version of the header begins with one of these.
+            if read == 1 && !matches!(first[0], b'P' | b'\r') {
+                return Ok(ProxySource::None);
+            }
+        }
+        Ok(read_proxy_header(stream).await?.map_or(ProxySource::Unknown, ProxySource::Client))
     }
 
     /// Time since `begun`.

@@ -83,7 +83,10 @@ impl Upstream {
             options.connection_timeout = options.connection_timeout.map(within);
             options.total_connection_timeout = options.total_connection_timeout.map(within);
             let connected = connector.new_stream(&*peer).await;
-            return connected.map(UpstreamConnection::Tls).map_err(|error| ConnectError::of(&error));
+            return connected.map(UpstreamConnection::Tls).map_err(|error| {
+                server.note_connect_error(cause_of(&error));
+                ConnectError::of(&error)
+            });
         }
         let connecting = TcpStream::connect(server.address);
         let Ok(connected) = tokio::time::timeout(within(self.settings.timeouts.connect), connecting).await
@@ -91,9 +94,11 @@ impl Upstream {
             return Err(ConnectError::Timeout);
         };
         let stream = connected.and_then(|stream| stream.set_nodelay(true).map(|()| stream));
-        stream
-            .map(UpstreamConnection::Plain)
-            .map_err(|error| if lacks(&error) { ConnectError::LocalShortage } else { ConnectError::Failed })
+        stream.map(UpstreamConnection::Plain).map_err(|error| {
+            let is_shortage = lacks(&error);
+            server.note_connect_error(error.to_string());
+            if is_shortage { ConnectError::LocalShortage } else { ConnectError::Failed }
+        })
     }
 
     /// Keeps a connection for later requests, unless the idle timeout is zero. If the server has been removed
@@ -221,6 +226,17 @@ impl AsyncWrite for UpstreamConnection {
 }
 
 // === impl ConnectError ===
+
+/// What an error of Pingora's connector says at its root, for the log.
+pub(in crate::proxy) fn cause_of(error: &Error) -> String {
+    let kind = error.root_etype().as_str();
+    let mut root: &dyn std::error::Error = error.root_cause();
+    while let Some(deeper) = root.source() {
+        root = deeper;
+    }
+    // Pingora's own error names its type, which is said already.
+    if root.is::<Error>() { kind.to_owned() } else { format!("{kind}: {root}") }
+}
 
 impl ConnectError {
     /// The reason for an error of Pingora.

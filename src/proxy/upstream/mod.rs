@@ -16,6 +16,7 @@ mod streams;
 
 pub use crate::model::server::HttpVersion;
 pub use connect_permit::{ConnectPermit, NO_PLACE};
+pub(in crate::proxy) use connection::cause_of;
 pub use connection::{ConnectError, UpstreamConnection};
 pub use maintain::maintain;
 pub(super) use probe::is_local_shortage;
@@ -320,7 +321,14 @@ impl Upstream {
 
     /// A request was answered with a status below 500, up to the end of the response.
     pub fn succeeded(&self, server: &Server) {
-        server.answered();
+        if server.answered() {
+            tracing::info!(
+                upstream = &*self.settings.name,
+                server = &*server.text,
+                host = &*server.host,
+                "requests to upstream server succeed again"
+            );
+        }
     }
 
     /// A request failed at `server`, which may eject it.
@@ -338,10 +346,13 @@ impl Upstream {
         let (name, rule) = (&*self.settings.name, self.settings.eject);
         self.metrics.upstream_results.with_label_values(&[name, &server.text, failure.as_str()]).inc();
         if failure != ServerFailure::Status && server.should_log(self.now()) {
+            let cause = server.take_connect_error().filter(|_| failure == ServerFailure::Connect);
             tracing::warn!(
                 upstream = name,
                 server = &*server.text,
+                host = &*server.host,
                 failure = failure.as_str(),
+                cause = cause.as_deref().unwrap_or(""),
                 "requests to upstream server are failing"
             );
         }

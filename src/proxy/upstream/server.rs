@@ -40,10 +40,14 @@ pub struct Server {
     answered: IntCounter,
     up: IntGauge,
     health: Mutex<ServerHealth>,
-    /// Whether there are failures that a success would reset.
+    /// Whether there are failures that a success would reset, or a line of the log that it would end.
     has_failures: AtomicBool,
     /// When a failure was last logged; 0: never.
     told_ns: AtomicU64,
+    /// Whether the log says that requests fail, and not yet that they succeed again.
+    is_told_failing: AtomicBool,
+    /// Why the last connection could not be opened, until it is logged.
+    connect_error: Mutex<Option<String>>,
 }
 
 /// The state of a server.
@@ -106,6 +110,8 @@ impl Server {
             health: Mutex::default(),
             has_failures: AtomicBool::new(false),
             told_ns: AtomicU64::new(0),
+            is_told_failing: AtomicBool::new(false),
+            connect_error: Mutex::default(),
             text,
         }
     }
@@ -151,24 +157,45 @@ impl Server {
         let told = self.told_ns.load(Ordering::Relaxed);
         let is_due = told == 0 || now.steady_ns.saturating_sub(told) >= TELL_EVERY_NS;
         let now_ns = now.steady_ns.max(1);
-        is_due && self.told_ns.compare_exchange(told, now_ns, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+        let logs = is_due
+            && self.told_ns.compare_exchange(told, now_ns, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+        if logs {
+            self.is_told_failing.store(true, Ordering::Relaxed);
+        }
+        logs
     }
 
-    pub(super) fn answered(&self) {
+    /// A request was answered. Returns whether the log said before that requests fail.
+    pub(super) fn answered(&self) -> bool {
         self.answered.inc();
-        if self.has_failures() {
-            // The flag changes under the lock: a failure right after must not be reset with those before.
-            let mut health = self.lock();
-            health.ejection.succeeded();
-            self.has_failures.store(health.ejection.has_failures(), Ordering::Relaxed);
+        if !self.has_failures() {
+            return false;
         }
+        // The flag changes under the lock: a failure right after must not be reset with those before.
+        let mut health = self.lock();
+        health.ejection.succeeded();
+        let has_failures = health.ejection.has_failures();
+        self.has_failures.store(has_failures, Ordering::Relaxed);
+        drop(health);
+        !has_failures && self.is_told_failing.swap(false, Ordering::Relaxed)
+    }
+
+    /// Why the last connection could not be opened.
+    pub(in crate::proxy) fn note_connect_error(&self, cause: String) {
+        *self.connect_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(cause);
+    }
+
+    /// The same, for one line of the log.
+    pub(super) fn take_connect_error(&self) -> Option<String> {
+        self.connect_error.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Returns the duration if this ejects it.
     pub(super) fn failed(&self, now: Now, rule: EjectRule, down: usize, all: usize) -> Option<Duration> {
         let mut health = self.lock();
         let lasts = health.ejection.failed(now.steady_ns, rule, down, all);
-        self.has_failures.store(health.ejection.has_failures(), Ordering::Relaxed);
+        let is_told = self.is_told_failing.load(Ordering::Relaxed);
+        self.has_failures.store(health.ejection.has_failures() || is_told, Ordering::Relaxed);
         lasts
     }
 

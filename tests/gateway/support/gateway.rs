@@ -234,8 +234,9 @@ pub(crate) fn signal_to(pid: u32, name: &str) {
 }
 
 fn addresses(ready: &Value) -> (SocketAddr, SocketAddr) {
-    let address = |field: &str| ready[field].as_str().and_then(|a| a.parse().ok()).expect("an address");
-    (address("proxy"), address("admin"))
+    let address = |field: &str| ready[field].as_str().and_then(|a| a.parse().ok());
+    let proxy = address("proxy").or_else(|| address("proxy_tls"));
+    (proxy.expect("an address"), address("admin").expect("an address"))
 }
 
 /// Writes `config` as a gateway's `keygate.toml`, on free ports unless it says where.
