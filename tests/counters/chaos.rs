@@ -2,7 +2,7 @@
 //! crates include it with `#[path]`.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -23,6 +23,8 @@ pub(crate) enum Mode {
     Late(Duration),
     /// Answers everything with this line.
     Say(&'static str),
+    /// Answers the next command with one message of 400 MB.
+    Flood,
     /// Forwards a command that contains this text, then cuts that connection instead of passing its answer on.
     CutAfter(&'static str),
     /// Forwards nothing on connections whose first bytes from the client contain this text.
@@ -48,6 +50,7 @@ struct Talk {
 pub(crate) struct ChaosProxy {
     pub(crate) address: SocketAddr,
     mode: Arc<watch::Sender<Mode>>,
+    flooded: Arc<AtomicU64>,
 }
 
 impl ChaosProxy {
@@ -56,14 +59,21 @@ impl ChaosProxy {
         let address = listener.local_addr().expect("an address");
         let mode = Arc::new(watch::Sender::new(Mode::Pass));
         let told = Arc::clone(&mode);
+        let flooded = Arc::new(AtomicU64::new(0));
+        let taken = Arc::clone(&flooded);
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 if *told.borrow() != Mode::Cut {
-                    tokio::spawn(carry(client, server, told.subscribe()));
+                    tokio::spawn(carry(client, server, told.subscribe(), Arc::clone(&taken)));
                 }
             }
         });
-        Self { address, mode }
+        Self { address, mode, flooded }
+    }
+
+    /// The most bytes of a [`Mode::Flood`] that a client accepted before it closed the connection.
+    pub(crate) fn flooded(&self) -> u64 {
+        self.flooded.load(Ordering::SeqCst)
     }
 
     pub(crate) fn set(&self, mode: Mode) {
@@ -71,7 +81,7 @@ impl ChaosProxy {
     }
 }
 
-async fn carry(client: TcpStream, server: SocketAddr, mode: watch::Receiver<Mode>) {
+async fn carry(client: TcpStream, server: SocketAddr, mode: watch::Receiver<Mode>, flooded: Arc<AtomicU64>) {
     let Ok(upstream) = TcpStream::connect(server).await else { return };
     // Without delay, as if there were no proxy.
     client.set_nodelay(true).expect("an option");
@@ -81,7 +91,7 @@ async fn carry(client: TcpStream, server: SocketAddr, mode: watch::Receiver<Mode
     let talk = Talk { is_new: *mode.borrow() == Mode::HangIfOld, ..Talk::default() };
     let cut = mode.clone();
     let asked = questions(from_client, to_server, mode.clone(), &talk);
-    let answered = answers(from_server, to_client, mode, &talk);
+    let answered = answers(from_server, to_client, mode, &talk, &flooded);
     tokio::select! {
         () = async { tokio::join!(asked, answered); } => {}
         () = until(cut, |m| *m == Mode::Cut) => {}
@@ -122,7 +132,13 @@ async fn questions(
     }
 }
 
-async fn answers(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mode: watch::Receiver<Mode>, talk: &Talk) {
+async fn answers(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    mode: watch::Receiver<Mode>,
+    talk: &Talk,
+    flooded: &AtomicU64,
+) {
     let mut bytes = vec![0_u8; 65_536];
     while let Ok(n) = from.read(&mut bytes).await {
         if n == 0 {
@@ -135,6 +151,10 @@ async fn answers(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mode: watch::R
         until(mode.clone(), |m| !talk.hangs(m)).await;
         let now = *mode.borrow();
         let line = match now {
+            Mode::Flood => {
+                flooded.fetch_max(flood(&mut to).await, Ordering::SeqCst);
+                return;
+            }
             Mode::Say(line) => line.as_bytes(),
             Mode::Late(by) => {
                 tokio::time::sleep(by).await;
@@ -146,6 +166,22 @@ async fn answers(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mode: watch::R
             return;
         }
     }
+}
+
+/// Sends one long message. Returns how much of it was accepted.
+async fn flood(to: &mut OwnedWriteHalf) -> u64 {
+    const LONG: u64 = 400_000_000;
+    let (zeros, mut taken) = (vec![0; 65_536], 0);
+    if to.write_all(format!("${LONG}\r\n").as_bytes()).await.is_err() {
+        return 0;
+    }
+    while taken < LONG {
+        match to.write(&zeros).await {
+            Ok(n) => taken += n as u64,
+            Err(_) => break,
+        }
+    }
+    taken
 }
 
 // === impl Talk ===

@@ -45,6 +45,25 @@ async fn recovers(node: &Node, key: &TestKey, name: &str) {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_that_is_too_long_takes_no_memory_and_counting_goes_on() {
+    let _turn = in_turn().await;
+    let server = RedisServer::start();
+    let proxy = ChaosProxy::before(server.address).await;
+    let node = Setup::of(1).node("n", proxy.address).await;
+    let key = TestKey::window(Per::Total, 1_000_000);
+    key.until_shared(&node).await;
+    proxy.set(Mode::Flood);
+    eventually("a connection is flooded", || proxy.flooded() > 0).await;
+    while !key.charge(&node).await.expect("its share is all").degraded() {
+        tokio::task::yield_now().await;
+    }
+    // Bytes that were in flight when the connection was closed.
+    assert!(proxy.flooded() < 32 << 20, "{}", proxy.flooded());
+    proxy.set(Mode::Pass);
+    recovers(&node, &key, "flood").await;
+}
+
 #[tokio::test]
 async fn a_forgotten_script_is_sent_again() {
     let server = RedisServer::start();

@@ -13,7 +13,7 @@ use tokio::runtime::Builder;
 use tokio::time::Instant;
 
 /// Failures of Redis that requests must not notice.
-pub(crate) const FAILURES: [(&str, Mode); 9] = [
+pub(crate) const FAILURES: [(&str, Mode); 10] = [
     ("cut", Mode::Cut),
     ("hung", Mode::Hang),
     ("slow by 30 ms", Mode::Late(Duration::from_millis(30))),
@@ -23,6 +23,7 @@ pub(crate) const FAILURES: [(&str, Mode); 9] = [
     ("loading", Mode::Say("-LOADING Redis is loading the dataset in memory\r\n")),
     ("moved", Mode::Say("-MOVED 3999 127.0.0.1:1\r\n")),
     ("garbage", Mode::Say("\u{1}\u{2}garbage\r\n")),
+    ("flood", Mode::Flood),
 ];
 const KEYS: usize = 20;
 const EACH: usize = 30;

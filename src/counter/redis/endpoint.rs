@@ -2,20 +2,19 @@
 //!
 //! Must not know: limits, or what a connection is used for. Credentials are never repeated.
 
+use super::transport::{self, ClusterPart};
 use crate::model::server::RedisKind;
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::cluster::ClusterClient;
 use redis::cluster_async::ClusterConnection;
 use redis::cluster_routing::{MultipleNodeRoutingInfo, ResponsePolicy, RoutingInfo};
-use redis::sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType};
-use redis::{
-    AsyncConnectionConfig, Client, ClientTlsConfig, Cmd, ConnectionAddr, ErrorKind, IntoConnectionInfo,
-};
+use redis::{AsyncConnectionConfig, ClientTlsConfig, Cmd, ConnectionAddr, ErrorKind, IntoConnectionInfo};
 use redis::{RedisConnectionInfo, RedisError, ServerErrorKind, TlsCertificates, TlsMode, Value};
 use rustls::AlertDescription;
 use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio_rustls::TlsConnector;
 
 /// Longest time to connect.
 pub(in crate::counter) const CONNECT_WITHIN: Duration = Duration::from_millis(500);
@@ -83,7 +82,7 @@ pub(in crate::counter) enum CallFailure {
 #[derive(Clone)]
 pub(in crate::counter) enum RedisConnection {
     One(MultiplexedConnection),
-    Cluster(Box<ClusterConnection>),
+    Cluster(Box<ClusterConnection<ClusterPart>>),
 }
 
 impl RedisEndpoint {
@@ -103,50 +102,60 @@ impl RedisEndpoint {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CONNECT_WITHIN))
             .set_response_timeout(Some(ANSWER_WITHIN));
+        let connector = self.tls.as_ref().map(transport::connector).transpose()?;
         match &self.kind {
             RedisKind::Server => {
-                let client = self.server()?;
-                Ok(RedisConnection::One(client.get_multiplexed_async_connection_with_config(&config).await?))
+                let server = self.servers.first();
+                let server = server.ok_or((ErrorKind::InvalidClientConfig, "no server is named"))?;
+                self.server(server, connector.as_ref(), &config).await
             }
             RedisKind::Sentinel(name) => {
-                let connection = self.sentinel(name)?.get_async_connection_with_config(&config).await?;
-                Ok(RedisConnection::One(connection))
+                let master = self.master(name, connector.as_ref(), &config).await?;
+                self.server(&master, connector.as_ref(), &config).await
             }
             RedisKind::Cluster => {
-                Ok(RedisConnection::Cluster(Box::new(self.cluster()?.get_async_connection().await?)))
+                let cluster = self.cluster()?;
+                Ok(RedisConnection::Cluster(Box::new(cluster.get_async_generic_connection().await?)))
             }
         }
     }
 
-    fn server(&self) -> Result<Client, RedisError> {
-        let address = self.addresses().into_iter().next();
-        let address = address.ok_or((ErrorKind::InvalidClientConfig, "no server is named"))?;
-        let info = address.into_connection_info()?.set_redis_settings(self.settings());
-        match self.certificates() {
-            None => Client::open(info),
-            Some(certificates) => Client::build_with_tls(info, certificates),
-        }
+    async fn server(
+        &self,
+        server: &(String, u16),
+        connector: Option<&TlsConnector>,
+        config: &AsyncConnectionConfig,
+    ) -> Result<RedisConnection, RedisError> {
+        transport::connect(server, connector, &self.settings(), config).await.map(RedisConnection::One)
     }
 
-    fn sentinel(&self, name: &str) -> Result<SentinelClient, RedisError> {
-        let mut builder = SentinelClientBuilder::new(self.addresses(), name, SentinelServerType::Master)?
-            .set_client_to_redis_db(self.database.into());
-        if let Some(certificates) = self.certificates() {
-            builder = builder
-                .set_client_to_redis_tls_mode(TlsMode::Secure)
-                .set_client_to_redis_certificates(certificates.clone())
-                .set_client_to_sentinel_certificates(certificates);
-        }
-        if let Some(user) = &self.user {
-            builder = builder.set_client_to_redis_username(user);
-        }
-        if let Some(password) = &self.password {
-            builder = builder.set_client_to_redis_password(password);
-        }
+    /// The master of this name, which the first Sentinel says that knows one. A probe finds out whether it accepts writes.
+    async fn master(
+        &self,
+        name: &str,
+        connector: Option<&TlsConnector>,
+        config: &AsyncConnectionConfig,
+    ) -> Result<(String, u16), RedisError> {
+        let mut settings = RedisConnectionInfo::default();
         if let Some(password) = &self.sentinel_password {
-            builder = builder.set_client_to_sentinel_password(password);
+            settings = settings.set_password(password);
         }
-        builder.build()
+        let mut command = redis::cmd("SENTINEL");
+        command.arg("get-master-addr-by-name").arg(name);
+        let mut failed = None;
+        for sentinel in &self.servers {
+            let told = async {
+                let mut connection = transport::connect(sentinel, connector, &settings, config).await?;
+                command.query_async::<Option<(String, u16)>>(&mut connection).await
+            };
+            match told.await {
+                Ok(Some(master)) => return Ok(master),
+                Ok(None) => {}
+                Err(error) => failed = Some(error),
+            }
+        }
+        let unknown = (ErrorKind::MasterNameNotFoundBySentinel, "no Sentinel knows a master of this name");
+        Err(failed.unwrap_or_else(|| unknown.into()))
     }
 
     fn cluster(&self) -> Result<ClusterClient, RedisError> {

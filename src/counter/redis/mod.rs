@@ -6,6 +6,7 @@
 //! *Invariant:* at most one call per workspace is in flight, and at most [`CALLS_MAX`] in all.
 //! *Invariant:* the lock of a key is taken before that of its workspace, and that of a queue last.
 
+mod bounded;
 mod call;
 pub(super) mod endpoint;
 mod fallback;
@@ -13,6 +14,7 @@ pub(super) mod link;
 pub mod pool;
 pub(super) mod script;
 mod settle;
+mod transport;
 
 use super::{Charge, ChargeError, Charged, LimitsLeft, Refusal};
 use crate::clock::{Clock, Now, Timestamp};
