@@ -107,6 +107,55 @@ async fn a_secret_opens_where_the_route_reads_it_and_the_backend_gets_the_rest()
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_401_names_the_schemes_that_the_route_takes() {
+    let origin = Origin::start();
+    let own = |places: &str| format!("secret_from = [{places}]\n");
+    let config = upstream("app", origin.address)
+        + &route("usual", "/usual", "app", "")
+        + &route("other", "/other", "app", &own("\"header:x-api-key\""))
+        + &route("basic", "/basic", "app", &own("\"basic:user\""))
+        + &route("both", "/both", "app", &own("\"header:authorization\", \"basic:password\""))
+        + H2C;
+    let gateway = Gateway::start(&config);
+    let mut client = Client::connect(h2c(&gateway)).await;
+    let (bearer, basic) = ("Bearer", "Basic realm=\"API key\"");
+    let rows: [(&str, &[&str]); 4] =
+        [("/usual", &[bearer]), ("/other", &[bearer]), ("/basic", &[basic]), ("/both", &[bearer, basic])];
+    for (target, challenges) in rows {
+        // None at all, and one that opens nothing.
+        for secret in [None, Some("Basic bm90aGluZzpub3RoaW5n")] {
+            let mut first = Request::get(target);
+            let mut second = http::Request::get(format!("http://gateway.test{target}")).body(()).unwrap();
+            if let Some(secret) = secret {
+                first = first.header("Authorization", secret);
+                second.headers_mut().insert("authorization", secret.parse().unwrap());
+            }
+            let answer = gateway.call(&first);
+            let named =
+                answer.headers.iter().filter(|(name, _)| name.eq_ignore_ascii_case("www-authenticate"));
+            let named: Vec<_> = named.map(|(_, value)| value.as_str()).collect();
+            assert_eq!((answer.status, named.as_slice()), (401, challenges), "{target}");
+            let answer = client.call(second).await.unwrap();
+            let named: Vec<_> = answer.headers.get_all("www-authenticate").iter().collect();
+            assert_eq!(
+                (answer.status.as_u16(), named.as_slice()),
+                (
+                    401,
+                    &challenges
+                        .iter()
+                        .map(|c| http::HeaderValue::from_static(c))
+                        .collect::<Vec<_>>()
+                        .iter()
+                        .collect::<Vec<_>>()[..]
+                ),
+                "{target}"
+            );
+        }
+    }
+    assert_eq!(origin.count(), 0);
+}
+
 #[test]
 fn a_browsers_websocket_opens_by_a_subprotocol_and_gets_the_one_that_the_backend_chose() {
     let origin = Origin::start();

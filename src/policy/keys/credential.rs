@@ -65,6 +65,15 @@ pub fn presented<'h>(
     Ok(found.map(|(secret, _)| secret))
 }
 
+/// The challenges of a 401 on a route that reads the secret from `places`: Basic where it can be sent so, and Bearer unless it
+/// can only be sent so. A client that knows no header for the secret still learns that there is one.
+pub fn challenges(places: &[SecretPlace]) -> impl Iterator<Item = &'static str> {
+    let all = ["Bearer", "Basic realm=\"API key\""];
+    let is_any = |challenge: &str| places.iter().any(|place| place.challenge() == challenge);
+    let given = all.map(|challenge| is_any(challenge) || (places.is_empty() && challenge == all[0]));
+    all.into_iter().zip(given).filter_map(|(challenge, is_given)| is_given.then_some(challenge))
+}
+
 impl SecretPlace {
     /// The header field that it is in.
     pub fn header(&self) -> &HeaderName {
@@ -72,6 +81,14 @@ impl SecretPlace {
             Self::Header(name) => name,
             Self::BasicUser | Self::BasicPassword => &AUTHORIZATION,
             Self::Subprotocol { .. } => &SEC_WEBSOCKET_PROTOCOL,
+        }
+    }
+
+    /// The challenge of a 401 for it (RFC 9110, 11.6.1).
+    fn challenge(&self) -> &'static str {
+        match self {
+            Self::BasicUser | Self::BasicPassword => "Basic realm=\"API key\"",
+            Self::Header(_) | Self::Subprotocol { .. } => "Bearer",
         }
     }
 

@@ -5,6 +5,7 @@ use crate::clock::Timestamp;
 use crate::counter::LimitsLeft;
 use crate::model::fault::{Fault, Lang};
 use crate::policy::http::coding::CODINGS;
+use crate::policy::keys::credential::challenges;
 use crate::policy::keys::denial::Denial;
 use crate::proxy::connection::Connection;
 use crate::proxy::ctx::Ctx;
@@ -41,7 +42,7 @@ const WORTH_WAITING: Duration = Duration::from_secs(60);
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 /// Maximum number of fields in a response of Keygate's own, including those added by Pingora.
-const FIELDS: usize = 13 + ratelimit::FIELDS + 2;
+const FIELDS: usize = 14 + ratelimit::FIELDS + 2;
 
 /// A response before it is written.
 pub(in crate::proxy) struct Reply {
@@ -80,7 +81,10 @@ pub(in crate::proxy) fn answer(
         );
     }
     if fault.status() == 401 {
-        fields.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        let places = ctx.route.as_ref().map_or(&[][..], |route| &route.secret_from);
+        for challenge in challenges(places) {
+            fields.append(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
+        }
     }
     if *denial == Denial::ContentCoding {
         fields.insert(header::ACCEPT_ENCODING, HeaderValue::from_static(CODINGS));
