@@ -177,6 +177,38 @@ fn its_services_get_the_keys_and_end_users_they_know() {
         let (told, response) = call(Request::get(path).bearer(&secret(n)));
         assert_eq!((told, response.fault().1), (status, code), "{n}");
     }
+    // What needs no key, and what does beside it.
+    for path in [
+        "app",
+        "memory",
+        "knowledges/knowledgetype",
+        "knowledges/permissiontype",
+        "knowledges/parsertype",
+        "chunks/retrieve_type",
+        "files/5b0c0d6e-7b9a-4a51-9a53-2f0c64a3a003",
+    ] {
+        let path = format!("/v1/{path}");
+        assert_eq!(call(Request::get(&path)).0, 200, "{path}");
+        assert_eq!(place.origin.last().target, path);
+        let (told, _) = call(Request::get(&path).bearer(&secret(200)));
+        assert_eq!(
+            (told, place.origin.last().header("authorization")),
+            (200, None),
+            "{path}: whatever is sent along"
+        );
+        assert_eq!(
+            call(Request::post(&path, "")).0,
+            if path.contains("/files/") { 401 } else { 405 },
+            "{path}"
+        );
+    }
+    for path in
+        ["/v1/app/conversations", "/v1/memory/x", "/v1/knowledges/x", "/v1/files/x/content", "/v1/chunks/x"]
+    {
+        assert_eq!(call(Request::get(path)).1.fault().1, 3007, "{path}");
+    }
+    let file = "/v1/files/5b0c0d6e-7b9a-4a51-9a53-2f0c64a3a003";
+    assert_eq!(call(Request::new("DELETE", file).bearer(&secret(5))).0, 200, "5 holds rag");
     let qps = call(Request::get("/v1/app/conversations").bearer(&secret(2))).1;
     assert_eq!(qps.number("x-ratelimit-limit-qps"), 50, "a rate above the plan runs at the plan's");
 
