@@ -389,6 +389,14 @@ impl NamedEndUser {
 }
 
 impl Authorized {
+    /// The key; none on a public route.
+    pub fn entry(&self) -> Option<&Entry> {
+        match self {
+            Self::Key(permit) => Some(permit.entry()),
+            Self::Public(_) => None,
+        }
+    }
+
     /// The route.
     pub const fn route(&self) -> &Arc<Route> {
         match self {

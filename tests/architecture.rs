@@ -43,6 +43,7 @@ const LAYERS: [(&str, &[&str]); 4] = [
             "logs",
             "plans",
             "prices",
+            "upstreams",
             "reload",
             "usage",
             "usage_totals",

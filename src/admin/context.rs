@@ -8,12 +8,13 @@ use crate::clock::{Clock, Timestamp};
 use crate::keyring::Keyring;
 use crate::metrics::Metrics;
 use crate::model::fault::{ErrorText, Fault};
-use crate::model::id::{PlanId, WorkspaceId};
+use crate::model::id::{CredentialId, PlanId, WorkspaceId};
 use crate::model::key::Per;
 use crate::model::usage::UsageSubject;
 use crate::policy::http::cors::Cors;
 use crate::policy::keys::limit::MeteredUnits;
 use crate::policy::keys::secret::Peppers;
+use crate::policy::upstream::encryption::EncryptionKeys;
 use crate::store::{Actor, Store, StoreError, Version, Written};
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
@@ -61,6 +62,8 @@ pub struct AdminDeps {
     pub shared_counters: bool,
     /// What requests in flight on this node hold.
     pub held: HeldUnits,
+    /// The upstreams of this node, and its credentials for them.
+    pub backends: Arc<dyn Backends>,
     /// The default plan of new workspaces.
     pub default_plan: PlanId,
     /// Whether a workspace is created when a valid token first names it.
@@ -97,6 +100,16 @@ pub struct ReadinessCheck {
     pub ok: bool,
     /// For people; never a secret.
     pub detail: String,
+}
+
+/// The upstreams of this node, and its credentials for them.
+pub trait Backends: Send + Sync {
+    /// Whether the config in force has this upstream.
+    fn has_upstream(&self, name: &str) -> bool;
+    /// The keys that encrypt credentials; none: this node has none.
+    fn encryption_keys(&self) -> Option<&EncryptionKeys>;
+    /// Whether this node can decrypt a credential.
+    fn is_usable(&self, id: CredentialId) -> bool;
 }
 
 /// Applies a new config completely or not at all.

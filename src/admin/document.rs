@@ -5,6 +5,7 @@
 
 use super::input::STATISTICS;
 use crate::model::key::{CEILING_MAX, KeyType, RATE_MAX};
+use crate::store::UsageGroup;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
@@ -20,7 +21,7 @@ const SCOPE: &str = r"^([A-Za-z0-9._:/-]{1,64}|[A-Za-z0-9._:/-]{0,63}\*)$";
 const INSTANT_MAX: i64 = 253_402_300_799_999;
 
 /// Request bodies; unknown fields in them are refused.
-const BODIES: [&str; 16] = [
+const BODIES: [&str; 17] = [
     "KeyCreate",
     "KeyUpdate",
     "KeyRegenerate",
@@ -31,6 +32,7 @@ const BODIES: [&str; 16] = [
     "PlanUpdate",
     "WorkspaceUpdate",
     "GrantCreate",
+    "CredentialPut",
     "Limit",
     "PlanLimit",
     "CalendarInput",
@@ -161,7 +163,7 @@ fn rule_of_parameter(path: &str, name: &str) -> Value {
         "page" => json!({"maximum": u32::MAX}),
         "is_active" => json!({"enum": ["true", "false", "any"]}),
         "is_deleted" => json!({"enum": ["true", "false"]}),
-        "group_by" => json!({"enum": ["key", "resource"]}),
+        "group_by" => json!({"enum": UsageGroup::WORDS}),
         "interval" => json!({"enum": ["minute", "hour", "day"]}),
         "format" => json!({"enum": ["json", "csv", "ndjson"]}),
         "wait" => json!({"enum": ["all"]}),
@@ -173,6 +175,13 @@ fn rule_of_parameter(path: &str, name: &str) -> Value {
 
 fn rule_of_field(body: &str, field: &str) -> Value {
     match (body, field) {
+        ("CredentialPut", "workspace_id") => json!({"pattern": ID}),
+        ("CredentialPut", "metadata") => {
+            json!({"pattern": format!("^[^=\\u0000-\\u001f\\u007f-\\u009f]+={PRINTABLE}*$")})
+        }
+        ("CredentialPut", "header") => json!({"pattern": "^[A-Za-z0-9!#$%&'*+.^_`|~-]+$"}),
+        ("CredentialPut", "scheme") => json!({"pattern": "^[A-Za-z0-9._-]{1,64}$"}),
+        ("CredentialPut", "secret") => json!({"pattern": "^[!-~]([ -~]*[!-~])?$"}),
         ("WorkspaceUpdate", "name") => json!({"pattern": format!("^{PRINTABLE}*$")}),
         (_, "api_key") => json!({"pattern": "^[!-~]+$"}),
         (_, "name" | "reason") => json!({"pattern": format!("^{PRINTABLE}*{VISIBLE}{PRINTABLE}*$")}),

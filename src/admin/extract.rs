@@ -8,7 +8,7 @@ use super::input::json::{self, BadJson};
 use super::input::{FieldError, INSTANT_ALLOWED, parse_instant, shown, unknown_field};
 use crate::clock::Timestamp;
 use crate::model::fault::Fault;
-use crate::model::id::{GrantId, KeyId, WorkspaceId};
+use crate::model::id::{CredentialId, GrantId, KeyId, WorkspaceId};
 use axum::body::{Body, HttpBody};
 use axum::extract::{FromRequest, FromRequestParts, Path, Request};
 use axum::http::request::Parts;
@@ -35,6 +35,12 @@ pub(super) struct PathSegment(pub(super) String);
 pub(super) struct GrantPath {
     pub(super) workspace: WorkspaceId,
     pub(super) grant: GrantId,
+}
+
+/// An upstream and one of its stored credentials, in a path.
+pub(super) struct CredentialPath {
+    pub(super) upstream: String,
+    pub(super) credential: CredentialId,
 }
 
 /// A type that can be parsed from a query.
@@ -176,6 +182,16 @@ impl FromRequestParts<AdminState> for GrantPath {
         let Path((workspace, grant)) = both.map_err(|_| missing())?;
         let (workspace, grant) = (PathSegment(workspace), PathSegment(grant));
         Ok(Self { workspace: workspace.id(Fault::NotFound)?, grant: grant.id(Fault::NotFound)? })
+    }
+}
+
+impl FromRequestParts<AdminState> for CredentialPath {
+    type Rejection = AdminError;
+
+    async fn from_request_parts(parts: &mut Parts, admin: &AdminState) -> Result<Self, AdminError> {
+        let both = Path::<(String, String)>::from_request_parts(parts, admin).await;
+        let Path((upstream, credential)) = both.map_err(|_| AdminError::of(Fault::NotFound))?;
+        Ok(Self { upstream, credential: PathSegment(credential).id(Fault::NotFound)? })
     }
 }
 

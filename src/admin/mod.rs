@@ -37,12 +37,13 @@ mod schema;
 mod server;
 #[cfg(test)]
 mod tests;
+mod upstreams;
 mod usage;
 mod usage_totals;
 mod workspaces;
 
 pub use auth::{Algorithm, Auth, AuthClaims, AuthConfig, AuthKeys, BadAuth, Role};
-pub use context::{AdminDeps, HeldUnits, MetricsToken, Readiness, ReadinessCheck};
+pub use context::{AdminDeps, Backends, HeldUnits, MetricsToken, Readiness, ReadinessCheck};
 pub use context::{Reload, ReloadError, Reloaded};
 pub use introspection::{ClientCredentials, Introspection, IntrospectionOptions};
 pub use jwks::{JwksOptions, RemoteJwks};

@@ -5,7 +5,7 @@ use super::envelope;
 use super::error::AdminError;
 use super::{
     apikeys, audit, document, endusers, grants, health, imports, logs, lookup, outside, plans, prices,
-    propagation, reload, usage, usage_totals, workspaces,
+    propagation, reload, upstreams, usage, usage_totals, workspaces,
 };
 use crate::model::fault::Fault;
 use axum::Router;
@@ -99,6 +99,8 @@ fn urls() -> OpenApiRouter<AdminState> {
         .routes(routes!(plans::create_plan, plans::list_plans))
         .routes(routes!(plans::get_plan, plans::update_plan, plans::delete_plan))
         .routes(routes!(prices::get_prices, prices::put_prices))
+        .routes(routes!(upstreams::list_credentials, upstreams::put_credential))
+        .routes(routes!(upstreams::delete_credential))
         .routes(routes!(audit::list_audit))
         .routes(routes!(reload::reload))
         .routes(routes!(health::healthz))

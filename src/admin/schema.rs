@@ -275,6 +275,25 @@ pub(super) struct GrantCreate {
     until: Instant,
 }
 
+/// A credential for backends.
+#[derive(ToSchema)]
+pub(super) struct CredentialPut {
+    /// Only for requests with keys of this workspace; absent: any.
+    workspace_id: Option<String>,
+    /// Only for keys with this entry of their metadata, as `NAME=VALUE`; absent: any key.
+    #[schema(max_length = 512)]
+    metadata: Option<String>,
+    /// The header that carries it (`authorization`). Clients cannot send it to this upstream any more.
+    #[schema(max_length = 128)]
+    header: Option<String>,
+    /// The authentication scheme before it (`Bearer`); null: it stands alone.
+    #[schema(max_length = 64)]
+    scheme: Option<String>,
+    /// The secret. No answer has it.
+    #[schema(min_length = 1, max_length = 8_192)]
+    secret: String,
+}
+
 /// A limit of a plan: `limits` is the one of its `limits` with the same `of`, `count` and `per`.
 #[derive(ToSchema)]
 #[schema(rename_all = "snake_case")]

@@ -2,10 +2,12 @@
 
 use super::deleted_keys::SpendingOfDeletedKeys;
 use super::identity::IdentityProvider;
+use super::upstreams::apply_credential;
 use super::watched::WatchedFiles;
 use super::{ADMIN_PATIENCE, CoreServices, Reloader, STORE_PATIENCE, StartError, series, usage};
 use crate::admin::{
-    AdminDeps, AdminServer, MetricsToken, Readiness, ReadinessCheck, ServerLimits, ServerState, router,
+    AdminDeps, AdminServer, Backends, MetricsToken, Readiness, ReadinessCheck, ServerLimits, ServerState,
+    router,
 };
 use crate::clock::Clock;
 use crate::config::{Config, CountersLocation, EncodedSlash, HeaderFamily, RouteConfig};
@@ -14,15 +16,17 @@ use crate::enduser::{self, EndUserCache};
 use crate::gate::{Gate, Rehash, RehashJobs, RehashQueue};
 use crate::keyring::{FeedFollower, FeedOptions, Keyring, NodeReporter};
 use crate::metrics::Metrics;
+use crate::model::id::CredentialId;
 use crate::policy::http::cors::{Cors, OriginRule, Origins};
 use crate::policy::http::source::TrustedProxies;
 use crate::policy::keys::claims::is_claim;
 use crate::policy::keys::credential::SecretPlace;
 use crate::policy::routing::forward::ForwardRules;
 use crate::policy::routing::route::{BadRoute, EndUserFrom, ResourceFrom, Route, RouteTable};
+use crate::policy::upstream::encryption::EncryptionKeys;
 use crate::proxy::connection::address_limiter::AddressLimiter;
 use crate::proxy::observe::access::AccessLog;
-use crate::proxy::upstream::Upstream;
+use crate::proxy::upstream::{StoredCredentials, Upstream};
 use crate::proxy::{
     HeaderPolicy, HealthPath, Proxy, ProxyLimits, RateLimitFamilies, RoutingSnapshot, Tracing,
 };
@@ -93,7 +97,7 @@ pub(super) fn end_users(config: &Config, core: &CoreServices, io: &Handle) -> En
     })
 }
 
-/// The follower of the change feed, which also tells other parts of deleted records and of prices.
+/// The follower of the change feed, which also tells other parts of deleted records, prices and credentials.
 pub(super) fn follower(
     config: &Config,
     core: &CoreServices,
@@ -105,12 +109,12 @@ pub(super) fn follower(
     let spending = Arc::new(SpendingOfDeletedKeys::new(core, keyring, counters));
     let (before_return, end_users) = (Arc::clone(&spending), Arc::clone(end_users));
     let all_end_users = Arc::clone(&end_users);
-    let prices = Arc::clone(&core.prices);
+    let (prices, credentials) = (Arc::clone(&core.prices), Arc::clone(&core.credentials));
     let forward = move |change: &Change| match change {
         Change::KeyRemoved { id, .. } => spending.on_removed(*id),
         Change::EndUserRemoved { workspace_id, other_id } => end_users.forget(workspace_id, other_id),
         Change::Prices(stored) => prices.set_stored(Arc::clone(stored)),
-        _ => {}
+        change => apply_credential(&credentials, change),
     };
     let options = FeedOptions { poll_interval: config.keyring.poll_interval };
     let reporter = NodeReporter::new(core.store.clone(), &config.node.name, core.boot, Arc::clone(admin_at));
@@ -336,6 +340,8 @@ pub(super) fn admin_server(
             Some(token)
         }
     };
+    let backends =
+        Arc::new(KnownBackends { routing: reload.routing(), credentials: Arc::clone(&core.credentials) });
     let deps = AdminDeps {
         store: core.store.clone(),
         keyring: Arc::clone(keyring),
@@ -350,6 +356,7 @@ pub(super) fn admin_server(
         reload,
         shared_counters: matches!(config.counters.location, CountersLocation::Redis(_)),
         held: Arc::new(move |subject, at| counters.held(subject, at)),
+        backends,
         default_plan: config.admin.default_plan.clone(),
         create_workspaces: config.admin.create_workspaces,
         metrics_token,
@@ -361,6 +368,26 @@ pub(super) fn admin_server(
     };
     let (clock, metrics) = (Arc::clone(&core.clock), Arc::clone(&core.metrics));
     Ok(AdminServer { router: router(deps), limits: admin_limits(config), clock, metrics, state })
+}
+
+/// What the admin API asks about upstreams.
+struct KnownBackends {
+    routing: Arc<ArcSwap<RoutingSnapshot>>,
+    credentials: Arc<StoredCredentials>,
+}
+
+impl Backends for KnownBackends {
+    fn has_upstream(&self, name: &str) -> bool {
+        self.routing.load().upstreams.iter().any(|upstream| *upstream.settings.name == *name)
+    }
+
+    fn encryption_keys(&self) -> Option<&EncryptionKeys> {
+        self.credentials.keys()
+    }
+
+    fn is_usable(&self, id: CredentialId) -> bool {
+        self.credentials.is_usable(id)
+    }
 }
 
 /// Which pages of other origins may use the admin API.

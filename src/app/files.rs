@@ -5,6 +5,7 @@ use crate::fileio;
 use crate::model::id::fill_random;
 use crate::policy::keys::secret::{BadPeppers, Peppers};
 use crate::policy::text::plain_value::{BadValue, lines, value};
+use crate::policy::upstream::encryption::{BadEncryptionKeys, EncryptionKeys};
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -37,6 +38,14 @@ pub enum FileError {
         /// What is wrong.
         bad: BadValue,
     },
+    /// Its encryption keys cannot be used.
+    #[error("{path}: {error}", path = path.display())]
+    EncryptionKeys {
+        /// The file.
+        path: PathBuf,
+        /// The error.
+        error: BadEncryptionKeys,
+    },
     /// Its peppers cannot be used.
     #[error("{path}: {error}", path = path.display())]
     Peppers {
@@ -63,6 +72,13 @@ pub fn peppers(path: &Path) -> Result<LoadedSecret<Peppers>, FileError> {
     let value =
         Peppers::parse(text).map_err(|error| FileError::Peppers { path: path.to_path_buf(), error })?;
     Ok(LoadedSecret { value, is_new: kept.is_new })
+}
+
+/// The encryption keys in `path`.
+pub(super) fn encryption_keys(path: &Path) -> Result<EncryptionKeys, FileError> {
+    let read = read_secret(path)?;
+    let text = lines(&read).map_err(|bad| FileError::Value { path: path.to_path_buf(), bad })?;
+    EncryptionKeys::parse(text).map_err(|error| FileError::EncryptionKeys { path: path.to_path_buf(), error })
 }
 
 /// The secret for admin tokens in `path`, which is created with 32 random bytes (as 64 hexadecimal characters) if it does

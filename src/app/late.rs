@@ -1,13 +1,16 @@
 //! A start while the store is unreachable: the node is not ready, or serves from its snapshot, and retries the remaining
 //! steps once a second.
 
+use super::patience::Patience;
 use super::snapshots::{self, Loaded, Snapshots};
+use super::upstreams::apply_credential;
 use super::{CoreServices, OwnPeppers, StartError, agree, apply_plans, gauges, usage};
 use crate::clock::Clock;
 use crate::config::{Config, CountersLocation, PlanConfig};
 use crate::counter::Counters;
 use crate::keyring::{FeedFollower, Keyring};
 use crate::model::usage::UsageTotals;
+use crate::proxy::upstream::StoredCredentials;
 use crate::store::{Change, Store, StoreError};
 use crate::usage::{JournalTotals, PendingReplays, PricesInForce, WriterProgress};
 use arc_swap::ArcSwapOption;
@@ -34,6 +37,8 @@ pub(super) struct Loading<'s> {
     pub(super) snapshots: Option<&'s Snapshots>,
     /// Whether the previous process hands over its counts.
     pub(super) has_predecessor_counts: bool,
+    /// How long a store that cannot be written is waited for.
+    pub(super) patience: Patience,
 }
 
 /// The steps that are left until the store is reachable.
@@ -44,6 +49,7 @@ pub(super) struct LateStart {
     peppers: OwnPeppers,
     plans: Vec<PlanConfig>,
     prices: Arc<PricesInForce>,
+    credentials: Arc<StoredCredentials>,
     keyring: Arc<Keyring>,
     counters: Arc<Counters>,
     /// None: the counters are shared and read the ledger themselves.
@@ -73,7 +79,8 @@ impl Loading<'_> {
         own_peppers: OwnPeppers,
         writers: &mut usage::LedgerWriters,
     ) -> Result<Option<LateStart>, StoreError> {
-        let Self { config, core, keyring, counters, follower, snapshots, has_predecessor_counts } = self;
+        let Self { config, core, keyring, counters, follower, snapshots, has_predecessor_counts, patience } =
+            self;
         let is_late = core.store_state.why_closed().is_some();
         let now = core.clock.now().wall;
         let loaded = snapshots.map(|snapshots| snapshots.load(now, config.keyring.max_stale));
@@ -95,7 +102,7 @@ impl Loading<'_> {
             return Ok(Some(late));
         }
         keyring.remember_tenants(loaded.map(|loaded| loaded.changes).unwrap_or_default());
-        follower.load().await?;
+        patience.wait(StoreError::is_transient, async || follower.load().await).await?;
         let reported = tokio::time::Instant::now();
         if !has_predecessor_counts {
             usage::restore(config, core, counters, keyring, writers).await?;
@@ -124,6 +131,7 @@ impl LateStart {
             peppers,
             plans: config.plans.clone(),
             prices: Arc::clone(&core.prices),
+            credentials: Arc::clone(&core.credentials),
             keyring: Arc::clone(keyring),
             counters: Arc::clone(counters),
             replayed: counts_alone.then_some(replayed),
@@ -136,6 +144,7 @@ impl LateStart {
             if let Change::Prices(stored) = change {
                 self.prices.set_stored(Arc::clone(stored));
             }
+            apply_credential(&self.credentials, change);
         }
         self.keyring.fill(std::mem::take(&mut loaded.changes), loaded.age, self.clock.now());
         loaded

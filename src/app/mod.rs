@@ -14,6 +14,7 @@ mod gauges;
 mod identity;
 mod late;
 mod live_nodes;
+mod patience;
 mod proxy_server;
 mod reload;
 mod restart_only;
@@ -53,6 +54,8 @@ use crate::metrics::Metrics;
 use crate::model::id::uuid_v7;
 use crate::policy::keys::secret::{BadPeppers, Peppers};
 use crate::policy::routing::route::BadRoute;
+use crate::policy::upstream::encryption::BadEncryptionKeys;
+use crate::proxy::upstream::StoredCredentials;
 use crate::store::sqlite::SqliteStore;
 use crate::store::{Store, StoreError};
 use crate::usage::journal::{JournalFlusher, OpenError};
@@ -60,6 +63,7 @@ use crate::usage::{PricesInForce, Recorder};
 use agreement::{OwnPeppers, agree, own_peppers};
 use late::{LateStart, Loading, StoreState};
 use live_nodes::LiveNodes;
+use patience::Patience;
 use sd_notify::ServiceNotifier;
 use signals::Steps;
 use snapshots::Snapshots;
@@ -103,6 +107,9 @@ pub enum StartError {
     /// The peppers in the environment are invalid.
     #[error("KEYGATE_SECRETS_PEPPERS: {0}")]
     Peppers(#[from] BadPeppers),
+    /// The encryption keys in the environment are invalid.
+    #[error("KEYGATE_SECRETS_ENCRYPTION_KEYS: {0}")]
+    EncryptionKeys(#[from] BadEncryptionKeys),
     /// The peppers that the store's digests were made with are missing.
     #[error("pepper file {path} is missing, and the keys of this database cannot be checked without it; restore it from a backup", path = path.display())]
     PeppersGone {
@@ -219,6 +226,8 @@ struct CoreServices {
     /// Why the store is not open yet.
     store_state: StoreState,
     prices: Arc<PricesInForce>,
+    /// Credentials for backends that the store keeps.
+    credentials: Arc<StoredCredentials>,
 }
 
 /// Secrets from the environment, which override those in files.
@@ -226,6 +235,8 @@ struct CoreServices {
 pub struct InlineSecrets<'e> {
     /// Lines of `version:hexadecimal`.
     pub peppers: Option<&'e str>,
+    /// Lines of `version:hexadecimal`, for credentials of backends in the store.
+    pub encryption_keys: Option<&'e str>,
     /// The secret for admin tokens.
     pub signing: Option<&'e str>,
     /// Lines of `name: value` for the collector of traces.
@@ -235,6 +246,7 @@ pub struct InlineSecrets<'e> {
 /// Checks that the configured files for backends and the collector can be used.
 pub fn check_files(config: &Config, inline: InlineSecrets<'_>) -> Result<(), StartError> {
     upstreams::settings(config).map_err(StartError::Upstreams)?;
+    upstreams::encryption_keys(config, inline)?;
     telemetry::collector(config, inline)?;
     identity::check(config)?;
     Ok(())
@@ -253,7 +265,10 @@ pub fn start(
     let mut steps = Steps::on(&io, around.signals.take());
     let lock = around.predecessor.as_mut().and_then(Predecessor::lock);
     let may_wait = around.predecessor.is_none();
-    let (core, own_peppers) = steps.wait(open(config, inline, io.handle(), lock, may_wait))?;
+    // As long as the process that is being replaced waits for this one.
+    let patience = Patience::within(config.proxy.upgrade_timeout);
+    let of_open = if may_wait { Patience::none() } else { patience };
+    let (core, own_peppers) = steps.wait(open(config, inline, io.handle(), lock, may_wait, of_open))?;
     let keyring = Arc::new(Keyring::new());
     let (give_up, deadline) = watch::channel(None);
     let (writing, rest) = usage::writing(config, &core, io.handle(), deadline);
@@ -273,6 +288,7 @@ pub fn start(
         follower: &follower,
         snapshots: snapshots.as_ref(),
         has_predecessor_counts,
+        patience,
     };
     let late = steps.wait(loading.load(own_peppers, &mut writers))?;
 
@@ -488,23 +504,27 @@ async fn open(
     io: &Handle,
     lock: Option<File>,
     may_wait: bool,
+    patience: Patience,
 ) -> Result<(CoreServices, OwnPeppers), StartError> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let metrics = Arc::new(Metrics::new().map_err(|e| StartError::System(e.to_string()))?);
     series::show(&metrics);
     let (store, sqlite) = prepare_store(config, io, lock)?;
     let may_wait = |error: &StoreError| may_wait && error.is_transient();
-    let brought_up = match store.bring_up().await {
+    let brought_up = match patience.wait(StoreError::is_transient, async || store.bring_up().await).await {
         Err(error) if !may_wait(&error) => return Err(error.into()),
         other => other,
     };
     let own = own_peppers(config, inline.peppers)?;
     let auth = auth(config, inline.signing, &clock)?;
+    let is_transient = |error: &StartError| matches!(error, StartError::Store(error) if error.is_transient());
     let with_store = async {
         brought_up?;
-        agree(&own, &*store).await?;
-        apply_plans(&config.plans, &*store, clock.now().wall).await?;
-        Ok(())
+        let agreed = patience.wait(is_transient, async || {
+            agree(&own, &*store).await?;
+            Ok(apply_plans(&config.plans, &*store, clock.now().wall).await?)
+        });
+        agreed.await
     };
     let store_state = StoreState::default();
     match with_store.await {
@@ -520,7 +540,19 @@ async fn open(
     let (peppers, auth, live_nodes) = (Arc::clone(&own.peppers), Arc::new(auth), LiveNodes::default());
     let prices = Arc::new(PricesInForce::default());
     prices.set_file(&config.prices);
-    let core =
-        CoreServices { boot, clock, metrics, store, sqlite, peppers, auth, live_nodes, store_state, prices };
+    let credentials = Arc::new(StoredCredentials::new(upstreams::encryption_keys(config, inline)?));
+    let core = CoreServices {
+        boot,
+        clock,
+        metrics,
+        store,
+        sqlite,
+        peppers,
+        auth,
+        live_nodes,
+        store_state,
+        prices,
+        credentials,
+    };
     Ok((core, own))
 }

@@ -15,7 +15,7 @@ use crate::config::{Config, CredentialConfig, CredentialSecret, UpstreamConfig};
 use crate::model::id::PlanId;
 use crate::policy::routing::route::{BadRoute, RouteTable};
 use crate::proxy::RoutingSnapshot;
-use crate::proxy::upstream::{Upstream, UpstreamSettings, maintain};
+use crate::proxy::upstream::{StoredCredentials, Upstream, UpstreamSettings, maintain};
 use crate::store::{Actor, Store, StoreError};
 use crate::usage::PricesInForce;
 use arc_swap::ArcSwap;
@@ -63,6 +63,7 @@ pub struct Reloader {
     upgrade_state: Arc<UpgradeState>,
     prices: Arc<PricesInForce>,
     managed_plans: ArcSwap<Vec<PlanId>>,
+    credentials: Arc<StoredCredentials>,
     io: Handle,
 }
 
@@ -102,6 +103,7 @@ impl Reloader {
         let (metrics, clock) = (Arc::clone(&core.metrics), Arc::clone(&core.clock));
         let made: Vec<_> = settings
             .into_iter()
+            .map(|s| with_stored(s, &core.credentials))
             .map(|s| Arc::new(Upstream::new(s, Arc::clone(&metrics), Arc::clone(&clock))))
             .collect();
         upstreams::find_servers(&made).await;
@@ -131,6 +133,7 @@ impl Reloader {
             upgrade_state,
             prices: Arc::clone(&core.prices),
             managed_plans: ArcSwap::from_pointee(managed_plans(config)),
+            credentials: Arc::clone(&core.credentials),
             io,
         })
     }
@@ -301,6 +304,7 @@ impl Reloader {
                 next.push(Arc::clone(&same.upstream));
                 continue;
             }
+            let settings = with_stored(settings, &self.credentials);
             let made = Upstream::new(settings, Arc::clone(&self.metrics), Arc::clone(&self.clock));
             let made = Arc::new(made);
             new.push(Arc::clone(&made));
@@ -309,6 +313,10 @@ impl Reloader {
         upstreams::find_servers(&new).await;
         next
     }
+}
+
+fn with_stored(settings: UpstreamSettings, credentials: &StoredCredentials) -> UpstreamSettings {
+    UpstreamSettings { stored: credentials.of(&settings.name), ..settings }
 }
 
 /// Whether nothing has changed in the files that the settings of an upstream were made from.

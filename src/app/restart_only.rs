@@ -40,7 +40,7 @@ pub(super) fn changed(old: &Config, new: &Config) -> Vec<String> {
         "admin.introspection" |c| &c.admin.introspection, IntrospectionConfig:
             url ca_file client_id client_secret_file require cache cache_entries timeout max_concurrent claims;;
         "acme" |c| &c.acme, AcmeConfig: domains directory ca_file contact agree_to_terms folder;;
-        "secrets" |c| &c.secrets, SecretsConfig: prefix pepper_file;;
+        "secrets" |c| &c.secrets, SecretsConfig: prefix pepper_file encryption_key_file;;
         "store" |c| &c.store, StoreConfig:
             location = "url" busy_timeout readers pool connect_timeout statement_timeout;;
         "counters" |c| &c.counters, CountersConfig:

@@ -241,7 +241,7 @@ impl Write for Sealing<'_> {
 }
 
 fn head(kind: &str) -> String {
-    format!("keygate {kind} 5\n")
+    format!("keygate {kind} 6\n")
 }
 
 /// Keeps the counts that are still valid at another time: those of ended windows are dropped.

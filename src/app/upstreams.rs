@@ -1,19 +1,20 @@
 //! Sets up upstreams from the config.
 
-use super::read_secret_value;
+use super::{InlineSecrets, StartError, files, read_secret_value};
 use crate::config::{
     Config, CredentialConfig, CredentialSecret, HealthCheck, HealthConfig, ServerConfig, TlsConfig,
     UpstreamConfig,
 };
 use crate::fileio;
-use crate::policy::upstream::credential::UpstreamCredential;
+use crate::policy::upstream::credential::{UpstreamCredential, field_value};
+use crate::policy::upstream::encryption::EncryptionKeys;
 use crate::policy::upstream::health::ProbeRule;
 use crate::policy::upstream::retry::RetryBudgetRule;
 use crate::proxy::upstream::{
-    ConcurrencyLimits, HttpProbe, Probe, ServerSpec, Timeouts, Upstream, UpstreamProtocol, UpstreamSettings,
-    UpstreamTls, UpstreamTlsFiles,
+    ConcurrencyLimits, HttpProbe, Probe, ServerSpec, StoredCredentials, Timeouts, Upstream, UpstreamProtocol,
+    UpstreamSettings, UpstreamTls, UpstreamTlsFiles,
 };
-use http::HeaderValue;
+use crate::store::Change;
 use std::path::Path;
 use std::sync::Arc;
 use tokio::task::JoinSet;
@@ -26,6 +27,38 @@ pub(super) async fn find_servers(upstreams: &[Arc<Upstream>]) {
         all.spawn(async move { upstream.resolve().await });
     }
     all.join_all().await;
+}
+
+/// The keys of stored credentials, from the environment or their file; none: this node has none.
+pub(super) fn encryption_keys(
+    config: &Config,
+    inline: InlineSecrets<'_>,
+) -> Result<Option<EncryptionKeys>, StartError> {
+    match (inline.encryption_keys, &config.secrets.encryption_key_file) {
+        (Some(text), _) => Ok(Some(EncryptionKeys::parse(text)?)),
+        (None, Some(path)) => Ok(Some(files::encryption_keys(path)?)),
+        (None, None) => Ok(None),
+    }
+}
+
+/// Applies a change of a stored credential.
+pub(super) fn apply_credential(credentials: &StoredCredentials, change: &Change) {
+    match change {
+        Change::Credential(sealed) => {
+            if let Err(why) = credentials.put(sealed) {
+                let selector = &sealed.selector;
+                tracing::error!(
+                    upstream = &*selector.upstream,
+                    workspace = selector.workspace_text(),
+                    metadata = selector.metadata_text(),
+                    why,
+                    "stored upstream credential cannot be decrypted, its requests are answered with 503"
+                );
+            }
+        }
+        Change::CredentialRemoved(id) => credentials.remove(*id),
+        _ => {}
+    }
 }
 
 /// The settings of each upstream, or everything that is wrong with its files.
@@ -72,6 +105,7 @@ fn settings_of(u: &UpstreamConfig, tls: Option<UpstreamTls>) -> UpstreamSettings
         probe: probe(&u.health),
         eject: u.eject,
         credentials: Box::default(),
+        stored: Arc::default(),
     }
 }
 
@@ -88,30 +122,21 @@ fn credentials(
             CredentialSecret::Variable { text: Some(text), .. } => Ok(Zeroizing::new(text.clone())),
             CredentialSecret::Variable { name, text: None } => Err(format!("the variable {name} is not set")),
         };
-        match value.and_then(|secret| field_value(config.scheme.as_deref(), &secret)) {
+        let value = value.and_then(|secret| {
+            let value = field_value(config.scheme.as_deref(), &secret);
+            value.ok_or_else(|| "the secret must be visible ASCII characters".into())
+        });
+        match value {
             Ok(value) => all.push(UpstreamCredential {
                 workspace: config.workspace.clone(),
-                metadata: config
-                    .metadata
-                    .as_ref()
-                    .map(|(name, value)| (name.as_str().into(), value.as_str().into())),
+                metadata: config.metadata.clone(),
                 header: config.header.clone(),
-                value,
+                value: Some(value),
             }),
             Err(why) => mistakes.push(format!("upstreams[{n}].credentials[{place}]: {why}")),
         }
     }
     all.into()
-}
-
-fn field_value(scheme: Option<&str>, secret: &str) -> Result<HeaderValue, String> {
-    let text =
-        Zeroizing::new(scheme.map_or_else(|| secret.to_owned(), |scheme| format!("{scheme} {secret}")));
-    let fits = text.bytes().all(|b| b.is_ascii_graphic() || b == b' ');
-    let value = HeaderValue::from_str(&text).ok().filter(|_| fits && !secret.is_empty());
-    let mut value = value.ok_or("the secret must be visible ASCII characters")?;
-    value.set_sensitive(true);
-    Ok(value)
 }
 
 /// 0: no limit.

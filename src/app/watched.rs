@@ -140,6 +140,9 @@ impl StartFile {
         if inline.peppers.is_none() {
             named.push(("secrets.pepper_file", Some(&config.secrets.pepper_file)));
         }
+        if inline.encryption_keys.is_none() {
+            named.push(("secrets.encryption_key_file", config.secrets.encryption_key_file.as_deref()));
+        }
         if inline.telemetry_headers.is_none() {
             named.push(("telemetry.headers_file", config.telemetry.headers_file.as_deref()));
         }

@@ -184,6 +184,7 @@ fn inline_secrets(environment: Environment<'_>) -> InlineSecrets<'_> {
     let of = |name| environment.variable(name).map(|text| lines(text).unwrap_or(text));
     InlineSecrets {
         peppers: of("KEYGATE_SECRETS_PEPPERS"),
+        encryption_keys: of("KEYGATE_SECRETS_ENCRYPTION_KEYS"),
         signing: of("KEYGATE_ADMIN_JWT_HS256_SECRET"),
         telemetry_headers: of("KEYGATE_TELEMETRY_HEADERS"),
     }

@@ -6,6 +6,7 @@ use super::reader::ConfigReader;
 use super::rule::{OrEmpty, ParsedText, quote};
 use super::section::Section;
 use super::texts::{FILE, HEADER, is_name};
+use crate::model::credential::MetadataEntry;
 use crate::model::id::WorkspaceId;
 use http::HeaderName;
 use std::fmt;
@@ -20,7 +21,7 @@ pub struct CredentialConfig {
     /// The workspace whose requests get it; none: any.
     pub workspace: Option<WorkspaceId>,
     /// An entry of the key's metadata and the value that it must have; none: any key.
-    pub metadata: Option<(String, String)>,
+    pub metadata: Option<MetadataEntry>,
     /// The header that carries it.
     pub header: HeaderName,
     /// The scheme before it, such as `Bearer`; none: it stands alone.
@@ -55,7 +56,7 @@ impl fmt::Debug for CredentialSecret {
 /// A parsed table.
 pub(super) struct CredentialFile {
     workspace: Option<WorkspaceId>,
-    metadata: Option<(String, String)>,
+    metadata: Option<MetadataEntry>,
     header: HeaderName,
     scheme: Option<String>,
     file: Option<PathBuf>,
@@ -118,14 +119,10 @@ const WORKSPACE: ParsedText<WorkspaceId> = ParsedText {
     show: quote,
 };
 
-const ENTRY: ParsedText<(String, String)> = ParsedText {
+const ENTRY: ParsedText<MetadataEntry> = ParsedText {
     must: "\"NAME=VALUE\" with an entry of a key's metadata, such as \"tier=gold\"",
-    read: |text| {
-        let (name, value) = text.split_once('=')?;
-        let fits = !name.is_empty() && text.chars().count() <= 512 && !text.chars().any(char::is_control);
-        fits.then(|| (name.to_owned(), value.to_owned()))
-    },
-    show: |(name, value)| quote(&format_args!("{name}={value}")),
+    read: MetadataEntry::parse,
+    show: quote,
 };
 
 const SCHEME: ParsedText<String> = ParsedText {

@@ -160,7 +160,7 @@ impl Default for ClaimNames {
 
 impl Default for SecretsConfig {
     fn default() -> Self {
-        Self { prefix: "sk".into(), pepper_file: "data/pepper".into() }
+        Self { prefix: "sk".into(), pepper_file: "data/pepper".into(), encryption_key_file: None }
     }
 }
 

@@ -284,6 +284,7 @@ fn secrets(s: &mut Section<'_, '_>) -> SecretsConfig {
     SecretsConfig {
         prefix: s.value("prefix", &SECRET_PREFIX, d.prefix),
         pepper_file: s.value("pepper_file", &FILE, d.pepper_file),
+        encryption_key_file: s.value("encryption_key_file", &OrEmpty(FILE), d.encryption_key_file),
     }
 }
 

@@ -49,6 +49,7 @@ use toml::de::DeTable;
 /// Variables of the program itself that override no key: secrets and the path of the file.
 pub const PROGRAM_VARIABLES: &[&str] = &[
     "KEYGATE_SECRETS_PEPPERS",
+    "KEYGATE_SECRETS_ENCRYPTION_KEYS",
     "KEYGATE_ADMIN_JWT_HS256_SECRET",
     "KEYGATE_TELEMETRY_HEADERS",
     "KEYGATE_CONFIG",

@@ -15,7 +15,8 @@ use toml::de::{DeTable, DeValue};
 /// The prefix of variables that override a key.
 const VARIABLE_PREFIX: &str = "KEYGATE_";
 /// Variables of the program whose values have several lines.
-const SEVERAL_LINES: [&str; 2] = ["KEYGATE_SECRETS_PEPPERS", "KEYGATE_TELEMETRY_HEADERS"];
+const SEVERAL_LINES: [&str; 3] =
+    ["KEYGATE_SECRETS_PEPPERS", "KEYGATE_SECRETS_ENCRYPTION_KEYS", "KEYGATE_TELEMETRY_HEADERS"];
 /// Most mistakes that are reported.
 const MISTAKES_MAX: usize = 1000;
 /// Longest part of an unknown name that is quoted, in characters.

@@ -7,6 +7,7 @@ use super::redis_url;
 use super::rule::{ParsedText, ValueRule, quote, refusal};
 use super::types::{CountersLocation, StoreLocation};
 use crate::model::server::{HttpUrl, ServerAddr};
+pub(super) use crate::policy::http::fields::settable_header as header;
 use crate::store::postgres::BadPostgresUrl;
 use http::{HeaderName, Method};
 use ipnet::IpNet;
@@ -98,29 +99,6 @@ pub(super) const IDENTITY_URL: ParsedText<HttpUrl> = ParsedText {
 pub(super) fn is_name(text: &str) -> bool {
     (1..=64).contains(&text.len())
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
-}
-
-/// Headers that concern framing or the connection; Keygate must read these as HTTP does.
-const RESERVED_HEADERS: [&str; 11] = [
-    "connection",
-    "content-length",
-    "content-type",
-    "expect",
-    "host",
-    "keep-alive",
-    "proxy-connection",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-];
-
-/// The header with this name, if [`HEADER`] allows it.
-pub(super) fn header(text: &str) -> Option<HeaderName> {
-    let name = HeaderName::from_bytes(text.as_bytes()).ok()?;
-    // Many backends treat `_` in a header as `-`, so both spellings are reserved.
-    let is_own = name.as_str().replace('_', "-").starts_with("x-keygate-");
-    (!is_own && !RESERVED_HEADERS.contains(&name.as_str()) && name.as_str().len() <= 128).then_some(name)
 }
 
 /// The server at `host:port`.

@@ -242,6 +242,9 @@ pub struct SecretsConfig {
     pub prefix: String,
     /// A file with lines of `version:hex`. Not read if `KEYGATE_SECRETS_PEPPERS` is set.
     pub pepper_file: PathBuf,
+    /// A file with lines of `version:hex`, the keys of stored credentials for backends; none: they cannot be stored. Not read
+    /// if `KEYGATE_SECRETS_ENCRYPTION_KEYS` is set.
+    pub encryption_key_file: Option<PathBuf>,
 }
 
 /// `[store]`

@@ -90,6 +90,8 @@ impl BrokenRows {
             Change::Key(change) => Some(("keys", change.key.id.to_string())),
             Change::KeyRemoved { id, .. } => Some(("keys", id.to_string())),
             Change::Prices(_) => Some(("prices", "1".to_owned())),
+            Change::Credential(credential) => Some(("upstream_credentials", credential.id.to_string())),
+            Change::CredentialRemoved(id) => Some(("upstream_credentials", id.to_string())),
             Change::EndUserRemoved { .. } | Change::Broken { .. } => None,
         }
     }

@@ -103,7 +103,7 @@ impl NodeReporter {
 }
 
 impl FeedFollower {
-    /// A follower that calls `on_change` for prices, and for deleted rows once no new request can find them.
+    /// A follower that calls `on_change` for prices and credentials, and for deleted rows once no new request can find them.
     pub fn new(
         keyring: Arc<Keyring>,
         store: Arc<dyn Feed>,
@@ -223,14 +223,17 @@ impl FeedFollower {
         self.keyring.version.send_replace(Version::default());
         self.keyring.forget_numbers();
         (self.on_gone_back)();
-        let mut there = HashSet::new();
+        let (mut there, mut credentials) = (HashSet::new(), HashSet::new());
         let reached = self
-            .read(Version::default(), &mut |change| {
-                if let Change::Key(change) = change {
-                    there.insert(change.key.id);
-                }
+            .read(Version::default(), &mut |change| match change {
+                Change::Key(change) => drop(there.insert(change.key.id)),
+                Change::Credential(credential) => drop(credentials.insert(credential.id)),
+                _ => {}
             })
             .await?;
+        for id in self.keyring.upstream_credentials.keep_only(&credentials) {
+            (self.on_change)(&Change::CredentialRemoved(id));
+        }
         for id in self.keyring.keep_only(&there) {
             (self.on_change)(&Change::KeyRemoved { id, version: reached });
         }
@@ -280,7 +283,7 @@ impl FeedFollower {
 
     fn apply(&self, batch: Vec<Change>) {
         for change in batch {
-            let is_told = change.is_removal() || matches!(change, Change::Prices(_));
+            let is_told = change.is_removal() || matches!(change, Change::Prices(_) | Change::Credential(_));
             let told = is_told.then(|| change.clone());
             if let Some(Unapplied { what, id, why, .. }) = self.keyring.apply(change) {
                 tracing::error!(what, id, why, "invalid row in the store, it is not served");

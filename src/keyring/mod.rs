@@ -6,6 +6,7 @@
 //! *Invariant:* a change applies to every request that begins after [`Keyring::reach`] has returned true.
 
 mod broken;
+mod credentials;
 mod feed;
 mod in_force;
 mod index;
@@ -25,6 +26,7 @@ use crate::policy::prices::ModelPrice;
 use crate::store::{Change, Credentials, KeyChange, SecretId, Version, snapshot};
 use arc_swap::ArcSwap;
 use broken::{BrokenRows, MissingReference, Unapplied};
+use credentials::SealedCredentials;
 use dashmap::DashMap;
 use index::Index;
 use smallvec::SmallVec;
@@ -53,6 +55,7 @@ pub struct Keyring {
     creators: Mutex<HashSet<Arc<str>>>,
     /// For the snapshot; requests use those that the follower hands on.
     prices: Mutex<Arc<[ModelPrice]>>,
+    upstream_credentials: SealedCredentials,
     version: watch::Sender<Version>,
     nudge: Notify,
     /// Steady time in ns of the last answer of the store; 0: none yet.
@@ -144,6 +147,7 @@ impl Keyring {
             scopes: Mutex::default(),
             creators: Mutex::default(),
             prices: Mutex::default(),
+            upstream_credentials: SealedCredentials::default(),
             version: watch::channel(Version::default()).0,
             nudge: Notify::new(),
             heard_ns: AtomicU64::new(0),
@@ -315,7 +319,7 @@ impl Keyring {
         }
     }
 
-    /// Calls `each` with a writer for every plan, every workspace, the prices and every key, in that order, for a snapshot.
+    /// Calls `each` with a writer for every plan, workspace, credential, the prices and every key, in that order, for a snapshot.
     pub fn snapshot<E>(&self, each: &mut dyn FnMut(PutRow<'_>) -> Result<(), E>) -> Result<(), E> {
         let plans: Vec<_> = self.plans().values().cloned().collect();
         for plan in plans {
@@ -329,6 +333,9 @@ impl Keyring {
         let prices = Arc::clone(&self.prices());
         if !prices.is_empty() {
             each(&|row| snapshot::put_prices(&prices, row))?;
+        }
+        for credential in self.upstream_credentials.list() {
+            each(&|row| snapshot::put_credential(&credential, row))?;
         }
         let mut keys = Vec::with_capacity(self.len());
         self.by_id.each(|held| keys.push(Arc::clone(held)));
@@ -382,6 +389,8 @@ impl Keyring {
             Change::KeyRemoved { id, .. } => self.remove_key(id),
             Change::EndUserRemoved { .. } => {}
             Change::Prices(prices) => *self.prices() = prices,
+            Change::Credential(credential) => self.upstream_credentials.put(credential),
+            Change::CredentialRemoved(id) => self.upstream_credentials.remove(id),
             Change::Broken { table, id, why, digests } => {
                 // A key whose row is broken must not be served as it was before.
                 if table == "keys"

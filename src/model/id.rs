@@ -64,6 +64,10 @@ uuid_id!(
     GrantId
 );
 uuid_id!(
+    /// Id of a credential for backends.
+    CredentialId
+);
+uuid_id!(
     /// Id of a line of the audit log.
     AuditId
 );

@@ -4,6 +4,7 @@
 
 pub mod amounts;
 pub mod calendar;
+pub mod credential;
 pub mod digest;
 pub mod fault;
 pub mod grant;

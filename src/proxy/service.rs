@@ -479,11 +479,13 @@ impl Proxy {
         trace: Option<TraceContext>,
     ) -> Option<ForwardContext<'r>> {
         let is_admitted = ctx.admission.is_some() || ctx.keyless.is_some();
+        let is_preflight = ctx.keyless.as_ref().is_some_and(KeylessPermit::is_preflight);
+        let key = ctx.admission.as_ref().map(|admission| admission.entry().of_request());
         Some(ForwardContext {
             admission: ctx.admission.as_ref(),
-            is_preflight: ctx.keyless.as_ref().is_some_and(KeylessPermit::is_preflight),
+            is_preflight,
             route: ctx.route.as_ref().filter(|_| is_admitted)?,
-            credentials: upstream_of(ctx).map_or(&[][..], |upstream| &upstream.settings.credentials),
+            credential: upstream_of(ctx)?.settings.credential_for(key, is_preflight)?,
             request_id: &ctx.request_id,
             address: ctx.address,
             trusted: ctx.connection.as_ref().is_some_and(|c| self.trusted.contains(c.client())),

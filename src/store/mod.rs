@@ -27,8 +27,9 @@ pub use usage::*;
 
 use crate::clock::Timestamp;
 use crate::model::calendar::Calendar;
+use crate::model::credential::SealedCredential;
 use crate::model::grant::Grant;
-use crate::model::id::{EndUserId, GrantId, KeyId, PlanId, RequestId, WorkspaceId};
+use crate::model::id::{CredentialId, EndUserId, GrantId, KeyId, PlanId, RequestId, WorkspaceId};
 use crate::policy::prices::ModelPrice;
 use async_trait::async_trait;
 use std::fmt;
@@ -50,7 +51,9 @@ pub struct Written<T> {
 
 /// The whole store, as `app` hands it out; all others take only the trait they need.
 #[async_trait]
-pub trait Store: Feed + Nodes + Keys + Tenants + EndUsers + Prices + Ledger + Audit {
+pub trait Store:
+    Feed + Nodes + Keys + Tenants + EndUsers + Prices + UpstreamCredentials + Ledger + Audit
+{
     /// Connects to the backend and migrates its schema; until this has succeeded, every other call is `Unavailable`. To be
     /// repeated while it is `Unavailable`.
     async fn bring_up(&self) -> Result<(), StoreError>;
@@ -266,6 +269,9 @@ pub trait Tenants: Send + Sync + 'static {
         at: Timestamp,
     ) -> Result<Written<u64>, StoreError>;
 
+    /// The ids of deleted workspaces, in their order.
+    async fn deleted_workspaces(&self, page: PageRequest) -> Result<Page<WorkspaceId>, StoreError>;
+
     /// Whether there was a workspace of this id that is deleted.
     async fn was_workspace(&self, id: &WorkspaceId) -> Result<bool, StoreError>;
 }
@@ -341,6 +347,31 @@ pub trait Prices: Send + Sync + 'static {
         by: &Actor,
         at: Timestamp,
     ) -> Result<Written<PriceList>, StoreError>;
+}
+
+/// Encrypted credentials for backends.
+#[async_trait]
+pub trait UpstreamCredentials: Send + Sync + 'static {
+    /// Those of one upstream, or of all, by upstream, workspace and metadata.
+    async fn credentials(&self, upstream: Option<&str>) -> Result<Vec<CredentialRecord>, StoreError>;
+
+    /// Stores a credential; one for the same requests is replaced and keeps its id. `NotFound` if it is for a workspace that
+    /// does not exist, `Invalid` if there are too many.
+    async fn put_credential(
+        &self,
+        credential: SealedCredential,
+        by: &Actor,
+        at: Timestamp,
+    ) -> Result<Written<CredentialRecord>, StoreError>;
+
+    /// Deletes a credential of an upstream. `NotFound`.
+    async fn delete_credential(
+        &self,
+        upstream: &str,
+        id: CredentialId,
+        by: &Actor,
+        at: Timestamp,
+    ) -> Result<Written<()>, StoreError>;
 }
 
 /// Usage.

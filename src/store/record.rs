@@ -3,9 +3,10 @@
 use super::Version;
 use crate::clock::Timestamp;
 use crate::model::calendar::Calendar;
+use crate::model::credential::SealedCredential;
 use crate::model::digest::Digest;
 use crate::model::grant::Grant;
-use crate::model::id::{AuditId, EndUserId, KeyId, PlanId, WorkspaceId, fill_random};
+use crate::model::id::{AuditId, CredentialId, EndUserId, KeyId, PlanId, WorkspaceId, fill_random};
 use crate::model::key::{Ceiling, Key, KeyDetails, KeyType, Plan};
 use crate::model::scope::Scopes;
 use crate::policy::prices::ModelPrice;
@@ -288,6 +289,10 @@ pub enum Change {
     },
     /// All prices.
     Prices(Arc<[ModelPrice]>),
+    /// The current state of a credential for backends.
+    Credential(SealedCredential),
+    /// A deleted credential for backends.
+    CredentialRemoved(CredentialId),
     /// A row that cannot be read. The record it stands for must not be used.
     Broken {
         /// The table.
@@ -403,6 +408,19 @@ pub struct PriceList {
     pub updated_at: Option<Timestamp>,
 }
 
+/// A credential for backends in the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CredentialRecord {
+    /// The credential.
+    pub credential: SealedCredential,
+    /// Who stored it last.
+    pub created_by: String,
+    /// When it was first stored.
+    pub created_at: Timestamp,
+    /// When it was last stored.
+    pub updated_at: Timestamp,
+}
+
 impl Change {
     /// Whether a record was removed.
     pub const fn is_removal(&self) -> bool {
@@ -412,6 +430,7 @@ impl Change {
                 | Self::WorkspaceRemoved(_)
                 | Self::KeyRemoved { .. }
                 | Self::EndUserRemoved { .. }
+                | Self::CredentialRemoved(_)
         )
     }
 }

@@ -1,5 +1,5 @@
-//! Encodes plans, workspaces, keys and prices for the snapshot that a node keeps on its own disk. It contains digests but no
-//! secrets.
+//! Encodes plans, workspaces, keys, prices and encrypted credentials for the snapshot that a node keeps on its own disk. It
+//! contains digests but no secrets.
 //!
 //! A row has the columns of the change feed and is decoded by the same code, so that nothing is served from a snapshot that
 //! would not be served from the store.
@@ -8,6 +8,7 @@ use super::shared::decode::SOURCES;
 use super::shared::fields::{RowColumns, RowReader, int};
 use super::shared::{grants, prices, rules};
 use super::{Change, Credential, Credentials, StoreError, Version};
+use crate::model::credential::SealedCredential;
 use crate::model::grant::Grant;
 use crate::model::id::{PlanId, WorkspaceId};
 use crate::model::key::{Key, KeyDetails, Plan};
@@ -105,7 +106,27 @@ pub fn put_prices(prices: &[ModelPrice], out: &mut Vec<u8>) {
     put(7, &[Value::Int(1), Value::Int(1), Value::Text(&entries)], out);
 }
 
-/// Decodes the rows, as the feed would send them.
+/// Adds a credential for backends, which stays encrypted.
+pub fn put_credential(credential: &SealedCredential, out: &mut Vec<u8>) {
+    let SealedCredential { id, selector, header, scheme, key_version, sealed } = credential;
+    let metadata = selector.metadata_text();
+    let row = [
+        Value::Id(id.0),
+        Value::Int(1),
+        Value::Bytes(sealed),
+        Value::Id(id.0),
+        Value::Text(&selector.upstream),
+        Value::Text(selector.workspace_text()),
+        Value::Text(&metadata),
+        Value::Text(header),
+        Value::Text(scheme.as_deref().unwrap_or("")),
+        Value::Int(i64::from(*key_version)),
+        Value::Bytes(sealed),
+    ];
+    put(8, &row, out);
+}
+
+/// Decodes, as the feed would send them.
 pub fn read(mut from: &[u8], mut each: impl FnMut(Change)) -> Result<(), StoreError> {
     let cut_off = || StoreError::Corrupt("a snapshot ends within a row".into());
     while let Some((source, rest)) = from.split_first() {
@@ -237,9 +258,10 @@ mod tests {
     use super::*;
     use crate::clock::Timestamp;
     use crate::model::calendar::Calendar;
+    use crate::model::credential::{CredentialSelector, MetadataEntry};
     use crate::model::digest::Digest;
     use crate::model::grant::GrantedLimit;
-    use crate::model::id::{GrantId, KeyId};
+    use crate::model::id::{CredentialId, GrantId, KeyId};
     use crate::model::key::{Ceilings, KeyType, Measure, Owner, Per};
     use crate::policy::prices::Rates;
     use crate::store::{KeyChange, SecretId};
@@ -323,13 +345,27 @@ mod tests {
         let prices = [ModelPrice { model: "m*".into(), rates, tiers: Vec::new() }];
         put_prices(&prices, &mut bytes);
         expected.push(format!("{:?}", Change::Prices(prices.into())));
+        let credential = SealedCredential {
+            id: CredentialId::new(Timestamp::from_secs(1)),
+            selector: CredentialSelector {
+                upstream: "llm".into(),
+                workspace: None,
+                metadata: MetadataEntry::parse("tier=gold"),
+            },
+            header: "authorization".into(),
+            scheme: None,
+            key_version: 2,
+            sealed: [1, 2, 3].into(),
+        };
+        put_credential(&credential, &mut bytes);
+        expected.push(format!("{:?}", Change::Credential(credential)));
         let mut changes = Vec::new();
         read(&bytes, |change| changes.push(format!("{change:?}"))).expect("whole");
         assert_eq!(changes, expected);
         for end in 0..bytes.len() {
             let mut rows = 0;
             let is_whole = read(&bytes[..end], |_| rows += 1).is_ok();
-            assert!(rows < 5 && (is_whole || rows < 5), "{end}");
+            assert!(rows < 6 && (is_whole || rows < 6), "{end}");
         }
     }
 }

@@ -35,6 +35,7 @@ mod refusals;
 mod slow;
 mod source;
 mod speaks2;
+mod stored_credentials;
 mod streams;
 #[path = "../gateway/support/mod.rs"]
 #[expect(dead_code, unused_imports, reason = "the gateway's own tests use more of it")]

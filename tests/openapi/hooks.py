@@ -37,6 +37,12 @@ def before_call(context, case, kwargs):
             case.body.update(limit="end_user_quota", until=FUTURE)
             case.body.pop("count", None)
             case.body.pop("per", None)
+        # An upstream that there is, and neither a header of framing nor a workspace that does not exist.
+        if case.path == "/upstreams/{name}/credentials":
+            case.path_parameters["name"] = "nobody"
+            case.body.pop("workspace_id", None)
+            if case.body.get("header") is not None:
+                case.body["header"] = "x-api-key"
         if case.path == "/apikeys/{id}" and isinstance(case.body.get("scopes"), list):
             settle_scopes(case.body["scopes"])
         # The rate of the plan that keys are held to.
@@ -75,6 +81,12 @@ def settle_query(path, query):
     for first, last in (("from", "to"), ("start_date", "end_date")):
         if first in query and (last in query or path.endswith("/usage")):
             del query[first]
+    # Groups that are not of one resource, and the last 31 days of end users.
+    if path == "/usage" and query.get("group_by") in ("end_user", "route", "model"):
+        query.pop("resource_id", None)
+        if query["group_by"] == "end_user":
+            query.pop("from", None)
+            query.pop("to", None)
     # By number, by cursor, or all of it.
     if "cursor" in query:
         query.pop("page", None)

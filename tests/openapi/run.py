@@ -52,7 +52,8 @@ def fill(ready, token):
 def main():
     with tempfile.TemporaryDirectory() as folder:
         pathlib.Path(folder, "keygate.toml").write_text(CONFIG)
-        gateway = subprocess.Popen([BINARY, "run", "--ready-json", "--config", "keygate.toml"], cwd=folder, env={},
+        gateway = subprocess.Popen([BINARY, "run", "--ready-json", "--config", "keygate.toml"], cwd=folder,
+                                   env={"KEYGATE_SECRETS_ENCRYPTION_KEYS": "1:" + "01" * 32},
                                    stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         try:
             ready = json.loads(gateway.stdout.readline())

@@ -4,6 +4,7 @@
 
 mod all_records;
 mod audit;
+mod credentials;
 mod deleted_keys;
 mod end_users;
 mod feed;
@@ -161,6 +162,9 @@ macro_rules! behaviours {
                 a_replayed_ledger_reproduces_every_total
                 groups_are_paged_and_end_users_have_their_names
                 groups_that_are_too_large_stay_at_the_largest;
+            credentials:
+                credentials_are_replaced_by_what_they_are_for_and_reach_the_feed_encrypted
+                a_credential_of_a_workspace_needs_it_and_goes_with_it;
             prices:
                 prices_are_replaced_as_a_whole_and_reach_the_feed;
             all_records:

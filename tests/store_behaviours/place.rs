@@ -152,6 +152,8 @@ fn describe(change: &Change) -> String {
             format!("end user {workspace_id}/{other_id} removed")
         }
         Change::Prices(prices) => format!("{} prices", prices.len()),
+        Change::Credential(credential) => format!("credential {}", credential.id),
+        Change::CredentialRemoved(id) => format!("credential {id} removed"),
         Change::Broken { table, id, .. } => format!("broken {table} {id}"),
     }
 }

@@ -3,6 +3,7 @@
 //! Must not know: who calls, over which protocol, or what is stored already. Parses JSON leniently, so that one answer
 //! names every mistake; nothing here needs a backend.
 
+mod credential;
 mod fields;
 mod import;
 mod instant;
@@ -14,6 +15,7 @@ mod rules;
 #[cfg(test)]
 mod tests;
 
+pub use credential::PutCredentialInput;
 pub use fields::FieldError;
 pub(crate) use fields::{shown, unknown_field};
 pub use import::{ImportBody, ImportKeyInput, ImportedKey, read_imported_end_user};

@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::admin::input::{
-    CreateKeyInput, CreatePlanInput, FieldError, ImportBody, UpdateKeyInput, UpdatePlanInput,
-    UpdateWorkspaceInput, read_grace_period, read_lookup, read_prices,
+    CreateKeyInput, CreatePlanInput, FieldError, ImportBody, PutCredentialInput, UpdateKeyInput,
+    UpdatePlanInput, UpdateWorkspaceInput, read_grace_period, read_lookup, read_prices,
 };
 use serde_json::Map;
 use std::collections::BTreeSet;
@@ -42,8 +42,14 @@ fn every_url_comes_from_the_list_the_document_is_made_of() {
 async fn every_call_of_the_document_is_answered_by_a_handler() {
     let api = Api::start().await;
     for (method, path, _) in operations() {
-        let reply =
-            api.call("", &method, &path.replace("{id}", "x").replace("{grant_id}", "x"), Value::Null).await;
+        let reply = api
+            .call(
+                "",
+                &method,
+                &path.replace("{id}", "x").replace("{grant_id}", "x").replace("{credential_id}", "x"),
+                Value::Null,
+            )
+            .await;
         assert!(!matches!(reply.status.as_u16(), 404 | 405), "{method} {path}: {}", reply.text);
     }
 }
@@ -65,7 +71,8 @@ async fn every_documented_parameter_is_read_and_no_other() {
             .collect();
         for name in documented.iter().map(String::as_str).chain(["nonsense"]) {
             let id = "0198a000-0000-7000-8000-000000000000";
-            let uri = format!("{}?{name}=%00", path.replace("{id}", id).replace("{grant_id}", id));
+            let path = path.replace("{id}", id).replace("{grant_id}", id).replace("{credential_id}", id);
+            let uri = format!("{}?{name}=%00", path.replace("{name}", "app"));
             let mut request = request(&token, &method, &uri, &Value::Null);
             request.headers_mut().insert("x-workspace-id", "ws-a".parse().expect("a header"));
             api.store
@@ -89,7 +96,7 @@ fn bodies_have_the_fields_that_drafts_read() {
     let ws = workspace("ws-a");
     let document = document();
     type Read<'a> = Box<dyn Fn(&Map<String, Value>) -> Vec<FieldError> + 'a>;
-    let readers: [(&str, Read<'_>); 10] = [
+    let readers: [(&str, Read<'_>); 11] = [
         ("KeyCreate", Box::new(|b| CreateKeyInput::read(b, &ws, NOW).err().unwrap_or_default())),
         ("KeyUpdate", Box::new(|b| UpdateKeyInput::read(b, None, NOW).err().unwrap_or_default())),
         ("KeyRegenerate", Box::new(|b| read_grace_period(b).err().unwrap_or_default())),
@@ -98,6 +105,7 @@ fn bodies_have_the_fields_that_drafts_read() {
         ("KeyLookup", Box::new(|b| read_lookup(b).err().unwrap_or_default())),
         ("PlanCreate", Box::new(|b| CreatePlanInput::read(b).err().unwrap_or_default())),
         ("PlanUpdate", Box::new(|b| UpdatePlanInput::read(b).err().unwrap_or_default())),
+        ("CredentialPut", Box::new(|b| PutCredentialInput::read(b).err().unwrap_or_default())),
         ("PricesReplace", Box::new(|b| read_prices(b).err().unwrap_or_default())),
         ("WorkspaceUpdate", Box::new(|b| UpdateWorkspaceInput::read(b).err().unwrap_or_default())),
     ];

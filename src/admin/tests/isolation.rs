@@ -43,6 +43,9 @@ fn least_role(method: &str, path: &str) -> Option<Role> {
         ("DELETE /plans/{id}", Some(Role::Platform)),
         ("GET /prices", Some(Role::Platform)),
         ("PUT /prices", Some(Role::Platform)),
+        ("GET /upstreams/{name}/credentials", Some(Role::Platform)),
+        ("PUT /upstreams/{name}/credentials", Some(Role::Platform)),
+        ("DELETE /upstreams/{name}/credentials/{credential_id}", Some(Role::Platform)),
         ("GET /audit", Some(Role::Admin)),
         ("POST /reload", Some(Role::Platform)),
         ("GET /healthz", None),
@@ -66,6 +69,7 @@ fn body_of(method: &str, path: &str) -> Value {
         ("POST", "/endusers/import") => json!({"end_users": [{"other_id": "imported by b"}]}),
         ("POST", "/plans") => json!({"id": "made", "api_ops_rate_limit": 1, "end_user_quota": 1}),
         ("PUT", "/prices") => json!({"prices": [{"model": "m", "input": "1", "output": "2"}]}),
+        ("PUT", "/upstreams/{name}/credentials") => json!({"secret": "backend-secret"}),
         ("PUT", "/plans/{id}") => json!({"description": "changed"}),
         ("PUT", "/workspaces/{id}") => json!({"name": "changed"}),
         ("POST", "/workspaces/{id}/grants") => {
@@ -200,7 +204,12 @@ async fn every_call_asks_for_its_role() {
             if path == "/apikeys/lookup" {
                 body["api_key"] = json!(things.secret);
             }
-            let mut uri = path.replace("{id}", id);
+            let mut uri = path.replace("{id}", id).replace("{name}", "app");
+            if uri.contains("{credential_id}") {
+                let credentials = "/upstreams/app/credentials";
+                let made = fresh.call(&token, "PUT", credentials, json!({"secret": "s"})).await.data();
+                uri = uri.replace("{credential_id}", made["id"].as_str().expect("an id"));
+            }
             if uri.contains("{grant_id}") {
                 let grants = "/workspaces/{id}/grants";
                 let body = body_of("POST", grants);

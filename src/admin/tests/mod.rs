@@ -1,6 +1,7 @@
 //! The admin API as callers see it, with the embedded store in a temporary folder and a clock controlled by tests.
 
 mod calls;
+mod credentials;
 mod document;
 mod envelopes;
 mod isolation;
@@ -15,8 +16,9 @@ use crate::clock::{Clock, ManualClock, Timestamp};
 use crate::keyring::{FeedFollower, FeedOptions, Keyring};
 use crate::metrics::Metrics;
 use crate::model::fault::ErrorText;
-use crate::model::id::WorkspaceId;
+use crate::model::id::{CredentialId, WorkspaceId};
 use crate::policy::keys::secret::Peppers;
+use crate::policy::upstream::encryption::EncryptionKeys;
 use crate::store::sqlite::{SqliteOptions, SqliteStore};
 use crate::store::{Actor, Feed, Store, Tenants};
 use axum::Router;
@@ -132,6 +134,7 @@ pub(super) async fn dependencies() -> (AdminDeps, Arc<SqliteStore>, Arc<ManualCl
         reload: Arc::new(SameConfig),
         shared_counters: false,
         held: Arc::new(|_, _| Default::default()),
+        backends: Arc::new(OneUpstream(Some(encryption_keys()))),
         default_plan: "default".parse().expect("a plan id"),
         create_workspaces: true,
         metrics_token: None,
@@ -157,6 +160,27 @@ impl Reload for SameConfig {
     fn is_managed(&self, plan: &crate::model::id::PlanId) -> bool {
         plan.as_str() == "managed"
     }
+}
+
+/// A config with the upstream `app`, and keys for its credentials or none.
+pub(super) struct OneUpstream(pub(super) Option<EncryptionKeys>);
+
+impl Backends for OneUpstream {
+    fn has_upstream(&self, name: &str) -> bool {
+        name == "app"
+    }
+
+    fn encryption_keys(&self) -> Option<&EncryptionKeys> {
+        self.0.as_ref()
+    }
+
+    fn is_usable(&self, _: CredentialId) -> bool {
+        self.0.is_some()
+    }
+}
+
+pub(super) fn encryption_keys() -> EncryptionKeys {
+    EncryptionKeys::parse(&format!("7:{}", "07".repeat(32))).expect("a key")
 }
 
 /// A keyring that follows `store` for the life of the test.

@@ -4,6 +4,30 @@
 
 use http::header::{CONNECTION, COOKIE, HeaderMap, HeaderName, HeaderValue};
 
+/// Headers that concern framing or the connection; Keygate must read these as HTTP does.
+const RESERVED_HEADERS: [&str; 11] = [
+    "connection",
+    "content-length",
+    "content-type",
+    "expect",
+    "host",
+    "keep-alive",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+];
+
+/// The header with this name, if a config or a caller may set or read it: it is neither about framing or the connection nor
+/// Keygate's own (`x-keygate-…`).
+pub fn settable_header(text: &str) -> Option<HeaderName> {
+    let name = HeaderName::from_bytes(text.as_bytes()).ok()?;
+    // Many backends treat `_` in a header as `-`, so both spellings are reserved.
+    let is_own = name.as_str().replace('_', "-").starts_with("x-keygate-");
+    (!is_own && !RESERVED_HEADERS.contains(&name.as_str()) && name.as_str().len() <= 128).then_some(name)
+}
+
 /// A name and a value.
 pub type FieldLine<'r> = (&'r [u8], &'r [u8]);
 

@@ -2,5 +2,6 @@
 
 pub mod balance;
 pub mod credential;
+pub mod encryption;
 pub mod health;
 pub mod retry;

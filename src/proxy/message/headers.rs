@@ -7,12 +7,12 @@ use crate::policy::http::trace::TraceContext;
 use crate::policy::keys::claims::{CLAIMS, dashed, is_claim, prefix};
 use crate::policy::keys::credential::SecretPlace;
 use crate::policy::routing::route::Route;
-use crate::policy::upstream::credential::UpstreamCredential;
 use http::HeaderMap;
 use http::header::{
     AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, HOST, HeaderName, HeaderValue, PROXY_AUTHENTICATE, TE,
     TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
+use smallvec::SmallVec;
 use std::borrow::Cow;
 use std::net::IpAddr;
 
@@ -65,6 +65,15 @@ pub struct HeaderPolicy {
     initials: u128,
 }
 
+/// A credential for the backend.
+#[derive(Debug, Default)]
+pub(in crate::proxy) struct BackendCredential {
+    /// The fields of all credentials of the upstream. Clients cannot set them.
+    pub fields: SmallVec<[HeaderName; 2]>,
+    /// The one that the request gets.
+    pub sent: Option<(HeaderName, HeaderValue)>,
+}
+
 /// What the backend is told about a request.
 #[derive(Debug)]
 pub(in crate::proxy) struct ForwardContext<'r> {
@@ -74,8 +83,8 @@ pub(in crate::proxy) struct ForwardContext<'r> {
     pub is_preflight: bool,
     /// The route.
     pub route: &'r Route,
-    /// The credentials of the upstream.
-    pub credentials: &'r [UpstreamCredential],
+    /// The credential for the backend.
+    pub credential: BackendCredential,
     /// The request id.
     pub request_id: &'r HeaderValue,
     /// The client's address.
@@ -113,7 +122,7 @@ impl HeaderPolicy {
         if !context.route.keep_credential {
             self.remove_credential(fields, &context.route.secret_from);
         }
-        authenticate(fields, context);
+        authenticate(fields, &context.credential);
         let mut values = ValueBuffer::new(ADDED_BYTES);
         match context.admission {
             Some(admission) => {
@@ -228,15 +237,12 @@ fn identify(
 }
 
 /// Sets the credential for the backend. What a client sent in the fields of credentials is removed, whichever it gets.
-fn authenticate(fields: &mut impl EditFields, context: &ForwardContext<'_>) {
-    for credential in context.credentials {
-        fields.remove(&credential.header);
+fn authenticate(fields: &mut impl EditFields, credential: &BackendCredential) {
+    for name in &credential.fields {
+        fields.remove(name);
     }
-    let entry = context.admission.map(Admission::entry);
-    let key = entry.map(|entry| (&entry.key.workspace_id, &entry.details));
-    let found = context.credentials.iter().find(|credential| credential.is_for(key));
-    if let Some(credential) = found.filter(|_| !context.is_preflight) {
-        fields.insert(credential.header.clone(), credential.value.clone());
+    if let Some((name, value)) = &credential.sent {
+        fields.insert(name.clone(), value.clone());
     }
 }
 

@@ -1,6 +1,7 @@
 //! The decision about a request: checks the message, asks the gate, and starts the usage record or refuses the
 //! request.
 
+use super::attempt::upstream_of;
 use super::body::{is_counted, read_ahead};
 use crate::gate::{Authorized, Denied, KeylessPermit, NamedEndUser, Permit, RequestView};
 use crate::keyring::Entry;
@@ -84,6 +85,11 @@ impl Proxy {
         let longer = ctx.rewritten.as_ref().map_or(0, |path| path.len().saturating_sub(message.path.len()));
         if message.target.len() + longer > TARGET_MAX {
             return Err(authorized.deny(Denial::Plain(Fault::UriTooLong)));
+        }
+        // Before anything is charged. No other credential is sent instead.
+        let key = authorized.entry().map(|entry| entry.of_request());
+        if upstream_of(ctx).is_some_and(|upstream| upstream.settings.lacks_credential_for(key)) {
+            return Err(authorized.deny(Denial::Plain(Fault::ServiceUnavailable)));
         }
         match authorized {
             Authorized::Key(permit) => Ok(Some(permit)),

@@ -8,6 +8,7 @@
 pub(super) mod attempts;
 mod connect_permit;
 mod connection;
+mod credentials;
 mod maintain;
 mod probe;
 mod protocol;
@@ -18,6 +19,7 @@ pub use crate::model::server::HttpVersion;
 pub use connect_permit::{ConnectPermit, NO_PLACE};
 pub(in crate::proxy) use connection::cause_of;
 pub use connection::{ConnectError, UpstreamConnection};
+pub use credentials::{CredentialSet, StoredCredentials};
 pub use maintain::maintain;
 pub(super) use probe::is_local_shortage;
 pub use probe::{HttpProbe, Probe};
@@ -99,6 +101,8 @@ pub struct UpstreamSettings {
     pub eject: EjectRule,
     /// Credentials for the backend: a request gets the first that is for its key.
     pub credentials: Box<[UpstreamCredential]>,
+    /// Those of the store, which come before them.
+    pub stored: Arc<CredentialSet>,
 }
 
 /// A configured server.

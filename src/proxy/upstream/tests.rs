@@ -37,6 +37,7 @@ fn settings(names: usize) -> UpstreamSettings {
         probe: None,
         eject: EjectRule { after: 1, first: second, longest: second * 60, share_percent: 50 },
         credentials: Box::default(),
+        stored: Arc::default(),
     }
 }
 

@@ -4,7 +4,7 @@ use super::tx::Tx;
 use super::{PgStore, StoreError};
 use crate::clock::Timestamp;
 use crate::model::id::{AuditId, WorkspaceId};
-use crate::store::shared::decode::{audit_columns, read_audit};
+use crate::store::shared::audit::{audit_columns, read_audit};
 use crate::store::shared::fields::int;
 use crate::store::shared::rules::{self, AuditLine, without_nul};
 use crate::store::shared::writes;

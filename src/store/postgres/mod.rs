@@ -12,6 +12,7 @@ mod all_records;
 mod audit;
 mod connect;
 mod copy;
+mod credentials;
 mod deleted_keys;
 mod end_users;
 mod error;

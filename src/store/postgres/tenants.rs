@@ -1,7 +1,7 @@
 //! Plans and workspaces.
 
 use super::tx::Tx;
-use super::{PgStore, StoreError, deleted_keys, end_users};
+use super::{PgStore, StoreError, credentials, deleted_keys, end_users};
 use crate::clock::Timestamp;
 use crate::model::grant::Grant;
 use crate::model::id::{GrantId, PlanId, WorkspaceId};
@@ -147,6 +147,10 @@ impl Tenants for PgStore {
         .await
     }
 
+    async fn deleted_workspaces(&self, page: PageRequest) -> Result<Page<WorkspaceId>, StoreError> {
+        self.read(move |tx| Box::pin(list_deleted_workspaces(tx, page))).await
+    }
+
     async fn was_workspace(&self, id: &WorkspaceId) -> Result<bool, StoreError> {
         let id = id.clone();
         self.read(move |tx| Box::pin(async move { is_deleted(tx, &id).await })).await
@@ -289,6 +293,15 @@ impl TenantRows for Tx<'_> {
         deleted_keys::erase_credentials_of(self, id).await
     }
 
+    async fn bury_upstream_credentials_of(
+        &self,
+        id: &WorkspaceId,
+        at: Timestamp,
+        version: Version,
+    ) -> Result<(), StoreError> {
+        credentials::bury_all_of(self, id, at, version).await
+    }
+
     async fn bury_end_users_of(&self, id: &WorkspaceId, version: Version) -> Result<(), StoreError> {
         end_users::bury_all(self, id, version).await
     }
@@ -346,6 +359,14 @@ async fn list_workspaces(tx: &Tx<'_>, page: PageRequest) -> Result<Page<Workspac
     let (limit, offset) = (i64::from(page.pagesize), int(page.offset()));
     let items = tx.all(sql, &[&limit, &offset], sound_workspace).await?;
     Ok(Page::of_readable(items, total))
+}
+
+async fn list_deleted_workspaces(tx: &Tx<'_>, page: PageRequest) -> Result<Page<WorkspaceId>, StoreError> {
+    let total = tx.count("SELECT count(*) FROM workspaces WHERE deleted_at IS NOT NULL", &[]).await?;
+    let sql = "SELECT id FROM workspaces WHERE deleted_at IS NOT NULL ORDER BY id LIMIT $1 OFFSET $2";
+    let (limit, offset) = (i64::from(page.pagesize), int(page.offset()));
+    let items = tx.all(sql, &[&limit, &offset], |f| f.parsed("id")).await?;
+    Ok(Page::complete(items, total))
 }
 
 async fn workspace_record(

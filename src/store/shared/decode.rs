@@ -2,6 +2,7 @@
 //!
 //! The same for every backend; must not know SQL dialects. The column lists are macros, so that `concat!` accepts them.
 
+use super::credentials::{self, credential_columns};
 use super::fields::{RowReader, int};
 use super::grants;
 use super::limits::limits_from_json;
@@ -12,10 +13,10 @@ use super::sums::read_sums;
 use crate::clock::Timestamp;
 use crate::model::calendar::Calendar;
 use crate::model::digest::Digest;
-use crate::model::id::{AuditId, EndUserId, KeyId, RequestId};
+use crate::model::id::{EndUserId, KeyId, RequestId};
 use crate::model::key::{Ceilings, Key, KeyDetails, PlainMetadata, Plan};
 use crate::model::usage::UsageRecord;
-use crate::store::{AuditRecord, Change, Credential, EndUserRecord, KeyChange, KeyRecord, SecretId};
+use crate::store::{Change, Credential, EndUserRecord, KeyChange, KeyRecord, SecretId};
 use crate::store::{LogCursor, NodeRow, PlanRecord, PriceList, StoreError, UsagePoint, Version};
 use crate::store::{UsageGroup, UsageGroupName, UsageGroupTotal, UsageTotal, WorkspaceRecord, Written};
 use serde_json::Value;
@@ -306,6 +307,15 @@ pub(in crate::store) const SOURCES: &[FeedQuery] = &[
         sql: "SELECT one, version, entries FROM prices WHERE version > $1 ORDER BY version",
         read: |f| Ok(Change::Prices(f.read("entries", prices::from_column)?)),
     },
+    FeedQuery {
+        table: "upstream_credentials",
+        sql: concat!(
+            "SELECT id, version, sealed, ",
+            credential_columns!(),
+            " FROM upstream_credentials WHERE version > $1 ORDER BY version"
+        ),
+        read: credentials::read_change,
+    },
 ];
 
 /// The parameter of the feed's queries. A reader that has nothing yet also gets rows with an invalid version.
@@ -523,30 +533,5 @@ pub(in crate::store) fn read_point(f: &mut RowReader<'_>) -> Result<UsagePoint, 
         bytes_in: sums.bytes_in,
         bytes_out: sums.bytes_out,
         response_time: tally.quantiles(),
-    })
-}
-
-// === audit ===
-
-/// The columns for [`read_audit`].
-macro_rules! audit_columns {
-    () => {
-        "id, at, workspace_id, subject, role, address, request_id, action, target, changes"
-    };
-}
-pub(in crate::store) use audit_columns;
-
-pub(in crate::store) fn read_audit(f: &mut RowReader<'_>) -> Result<AuditRecord, StoreError> {
-    Ok(AuditRecord {
-        id: AuditId(f.uuid("id")?),
-        at: f.instant("at")?,
-        workspace_id: f.maybe_parsed("workspace_id")?,
-        subject: f.text("subject")?.to_owned(),
-        role: f.text("role")?.to_owned(),
-        address: f.maybe_parsed("address")?,
-        request_id: f.maybe_text("request_id")?.map(str::to_owned),
-        action: f.text("action")?.to_owned(),
-        target: f.text("target")?.to_owned(),
-        changes: f.read("changes", serde_json::from_str)?,
     })
 }

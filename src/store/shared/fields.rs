@@ -108,7 +108,7 @@ impl<'r> RowReader<'r> {
         self.maybe_blob(name)?.ok_or_else(|| corrupt(name, "is missing"))
     }
 
-    fn maybe_blob(&mut self, name: &str) -> Result<Option<&'r [u8]>, StoreError> {
+    pub(in crate::store) fn maybe_blob(&mut self, name: &str) -> Result<Option<&'r [u8]>, StoreError> {
         let at = self.step();
         self.row.bytes(at).map_err(|why| corrupt(name, why))
     }

@@ -41,6 +41,7 @@ pub(in crate::store) const SQLITE: &[MigrationFile] = &[
     ("V8__end_user_of_a_key", include_str!("../../../migrations/sqlite/0008_end_user_of_a_key.sql")),
     ("V9__prices", include_str!("../../../migrations/sqlite/0009_prices.sql")),
     ("V10__grants", include_str!("../../../migrations/sqlite/0010_grants.sql")),
+    ("V11__upstream_credentials", include_str!("../../../migrations/sqlite/0011_upstream_credentials.sql")),
 ];
 
 /// The migrations of PostgreSQL: the same numbers and names.
@@ -58,6 +59,7 @@ pub(in crate::store) const POSTGRES: &[MigrationFile] = &[
     ("V8__end_user_of_a_key", include_str!("../../../migrations/postgres/0008_end_user_of_a_key.sql")),
     ("V9__prices", include_str!("../../../migrations/postgres/0009_prices.sql")),
     ("V10__grants", include_str!("../../../migrations/postgres/0010_grants.sql")),
+    ("V11__upstream_credentials", include_str!("../../../migrations/postgres/0011_upstream_credentials.sql")),
 ];
 
 /// A runner for `files`, which applies all pending ones in one transaction.

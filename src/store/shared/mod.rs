@@ -1,5 +1,7 @@
 //! What all backends do alike: the rules and the steps of writes, decoding of rows, roll-ups, retention.
 
+pub(super) mod audit;
+pub(super) mod credentials;
 pub(super) mod decode;
 pub(super) mod fields;
 pub(super) mod grants;

@@ -430,9 +430,11 @@ impl AuditLine<'_> {
         Self { action: "config.reload", workspace: None, target: without_nul(node).into_owned(), changes }
     }
 
-    /// Lines about plans and workspaces themselves, about prices and about configs belong to the platform.
+    /// Lines about plans and workspaces themselves, about prices, credentials for backends and configs belong to the platform.
     pub(in crate::store) fn is_of_platform(&self) -> bool {
-        ["plan.", "workspace.", "prices.", "config."].iter().any(|kind| self.action.starts_with(kind))
+        ["plan.", "workspace.", "prices.", "upstream_credential.", "config."]
+            .iter()
+            .any(|kind| self.action.starts_with(kind))
     }
 }
 

@@ -5,7 +5,7 @@ use super::writes::at_once;
 use super::{SqliteStore, StoreError};
 use crate::clock::Timestamp;
 use crate::model::id::{AuditId, WorkspaceId};
-use crate::store::shared::decode::{audit_columns, read_audit};
+use crate::store::shared::audit::{audit_columns, read_audit};
 use crate::store::shared::rules::{AuditLine, without_nul};
 use crate::store::shared::writes;
 use crate::store::{Actor, Audit, AuditFilter, AuditRecord, Page, PageRequest, Version};

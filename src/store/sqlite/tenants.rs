@@ -2,7 +2,7 @@
 
 use super::writes::at_once;
 use super::{SqliteStore, StoreError};
-use super::{deleted_keys, end_users, row};
+use super::{credentials, deleted_keys, end_users, row};
 use crate::clock::Timestamp;
 use crate::model::grant::Grant;
 use crate::model::id::{GrantId, PlanId, WorkspaceId};
@@ -152,6 +152,17 @@ impl Tenants for SqliteStore {
         self.write(move |tx| at_once(writes::tenants::delete_workspace(tx, &id, force, &by, at))).await
     }
 
+    async fn deleted_workspaces(&self, page: PageRequest) -> Result<Page<WorkspaceId>, StoreError> {
+        self.read(move |tx| {
+            let total = row::count(tx, "SELECT count(*) FROM workspaces WHERE deleted_at IS NOT NULL", [])?;
+            let sql = "SELECT id FROM workspaces WHERE deleted_at IS NOT NULL ORDER BY id LIMIT ?1 OFFSET ?2";
+            let page = params![page.pagesize, row::int(page.offset())];
+            let items = row::all(tx, sql, page, |f| f.parsed("id"))?;
+            Ok(Page::complete(items, total))
+        })
+        .await
+    }
+
     async fn was_workspace(&self, id: &WorkspaceId) -> Result<bool, StoreError> {
         let id = id.clone();
         self.read(move |tx| is_deleted(tx, &id)).await
@@ -275,6 +286,15 @@ impl TenantRows for Transaction<'_> {
 
     fn erase_credentials_of(&self, id: &WorkspaceId) -> impl Rows<()> {
         ready(deleted_keys::erase_credentials_of(self, id))
+    }
+
+    fn bury_upstream_credentials_of(
+        &self,
+        id: &WorkspaceId,
+        at: Timestamp,
+        version: Version,
+    ) -> impl Rows<()> {
+        ready(credentials::bury_all_of(self, id, at, version))
     }
 
     fn bury_end_users_of(&self, id: &WorkspaceId, version: Version) -> impl Rows<()> {

@@ -6,6 +6,7 @@
 //! *Invariant:* an administrative write draws its version before it reads or changes any other row. This takes the write lock, so no
 //! row changes between its steps, and two writes cannot wait for each other. Its last step is its audit line.
 
+pub(in crate::store) mod credentials;
 pub(in crate::store) mod end_users;
 pub(in crate::store) mod keys;
 pub(in crate::store) mod prices;

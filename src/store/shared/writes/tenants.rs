@@ -37,6 +37,13 @@ pub(in crate::store) trait TenantRows: WriteTx {
     fn bury_keys_of(&self, id: &WorkspaceId, at: Timestamp, version: Version) -> impl Rows<()>;
     /// Erases the credentials of all deleted keys of a workspace.
     fn erase_credentials_of(&self, id: &WorkspaceId) -> impl Rows<()>;
+    /// Makes all credentials for backends of a workspace tombstones.
+    fn bury_upstream_credentials_of(
+        &self,
+        id: &WorkspaceId,
+        at: Timestamp,
+        version: Version,
+    ) -> impl Rows<()>;
     /// Makes all end users of a workspace tombstones.
     fn bury_end_users_of(&self, id: &WorkspaceId, version: Version) -> impl Rows<()>;
 }
@@ -209,6 +216,7 @@ pub(in crate::store) async fn delete_workspace(
     if plan.deleted_keys_days == 0 {
         tx.erase_credentials_of(id).await?;
     }
+    tx.bury_upstream_credentials_of(id, at, version).await?;
     tx.bury_end_users_of(id, version).await?;
     let mut changes = rules::workspace_fields(&before);
     changes.extend(rules::fields([("keys", json!(keys)), ("end_users", json!(before.end_users))]));
