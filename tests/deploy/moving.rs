@@ -2,7 +2,7 @@
 
 use crate::installation::{Installation, mode, says};
 use crate::private_postgres::Server;
-use crate::support::{Gateway, Key, Request};
+use crate::support::{Gateway, Key, Origin, Request};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
@@ -68,6 +68,24 @@ fn live(gateway: &Gateway, token: &str) -> Lived {
         call("POST", &format!("/apikeys/{}/regenerate", keys[2].id), json!({"grace_period_seconds": 3_600}));
     // The plan is lowered below the first key, which is bound by the plan's limit from now on.
     gateway.managed("PUT", "/plans/gold", Some(&json!({"api_ops_rate_limit": 100})));
+    // What only the platform has: grants, prices, a workspace that is gone, a credential for backends.
+    let far = 4_102_444_800_000_i64;
+    let grants = [
+        json!({"limit": "api_ops_rate_limit", "amount": 1, "reason": "β", "until": far}),
+        json!({"limit": "limits", "count": "requests", "per": "month", "amount": 5, "reason": "r", "until": far}),
+    ];
+    for grant in grants {
+        gateway.managed("POST", "/workspaces/w2/grants", Some(&grant));
+    }
+    let prices = json!([
+        {"model": "m*", "input": "2.5", "output": 10},
+        {"model": "n", "input": 1, "output": 2, "tiers": [{"above": 200_000, "input": 3, "output": 4}]},
+    ]);
+    gateway.managed("PUT", "/prices", Some(&json!({"prices": prices})));
+    gateway.managed("PUT", "/workspaces/gone", Some(&json!({})));
+    gateway.managed("DELETE", "/workspaces/gone", None);
+    let credential = json!({"secret": "secret-of-backend", "workspace_id": "w2", "header": "x-backend-key", "scheme": null});
+    gateway.managed("PUT", "/upstreams/origin/credentials", Some(&credential));
     assert_eq!(answer(gateway, &keys[0].secret, "ann").0, 200);
     let users = gateway.admin_as(token, "GET", "/endusers?other_id=ann", None).data();
     let end_user = users["items"][0].clone();
@@ -75,9 +93,15 @@ fn live(gateway: &Gateway, token: &str) -> Lived {
     Lived { keys, renewed, end_user }
 }
 
-fn check(gateway: &Gateway, token: &str, lived: &Lived) {
+fn check(gateway: &Gateway, token: &str, lived: &Lived, origin: &Origin) {
     let Lived { keys, renewed, end_user } = lived;
+    let workspace = gateway.managed("GET", "/workspaces/w2", None);
+    assert_eq!(workspace["api_ops_rate_limit_granted"], 1, "{workspace}");
+    let closed = gateway.admin_as(&gateway.mint("admin", "gone"), "GET", "/apikeys", None);
+    assert_eq!(closed.fault().2, "workspace_no_access", "a deleted workspace stays closed");
+    assert_eq!(gateway.managed("GET", "/prices", None)["prices"][1]["tiers"][0]["above"], 200_000);
     assert_eq!(answer(gateway, &keys[0].secret, "ann").0, 200);
+    assert_eq!(origin.last().header("x-backend-key"), Some("secret-of-backend"));
     assert_eq!(
         answer(gateway, &keys[0].secret, "bob"),
         (403, "end_user_not_allowed".into()),
@@ -94,7 +118,9 @@ fn check(gateway: &Gateway, token: &str, lived: &Lived) {
 
 #[test]
 fn everything_administrative_moves_from_sqlite_to_postgres_and_back() {
-    let here = Installation::new();
+    let keys = "[secrets]\nencryption_key_file = \"encryption.keys\"\n";
+    let here = Installation::with(keys);
+    here.write("encryption.keys", format!("1:{}\n", "01".repeat(32)));
     let mut gateway = here.start();
     let token = gateway.mint("admin", "w2");
     gateway.managed("PUT", "/workspaces/w2", Some(&json!({})));
@@ -107,27 +133,35 @@ fn everything_administrative_moves_from_sqlite_to_postgres_and_back() {
     here.done(&["export", "all.jsonl"]);
     assert_eq!(mode(&here.path("all.jsonl")), 0o600);
     let exported = here.read("all.jsonl");
+    assert!(!exported.contains("secret-of-backend"));
     for secret in lived.keys.iter().map(|key| &key.secret).chain([&lived.renewed]) {
         assert!(!exported.contains(&secret[secret.len() - 30..]), "no secret is in it");
     }
     says(&here.fails(1, &["export", "all.jsonl"]), &["all.jsonl", "exists"]);
     let mut gateway = here.start();
     let before: Vec<_> = lived.keys.iter().map(|key| shown(&gateway, &token, key)).collect();
-    check(&gateway, &token, &lived);
+    check(&gateway, &token, &lived, &here.origin);
     assert!(gateway.stop().success());
 
     let server = Server::shared();
     let url = wait(server.create(""));
-    let there = Installation::with(&format!("[store]\nurl = \"{url}\""));
-    let back = Installation::new();
+    let there = Installation::with(&format!("[store]\nurl = \"{url}\"\n{keys}"));
+    let back = Installation::with(keys);
     let mut from = exported.clone();
     for place in [&there, &back] {
         place.write("data/pepper", &here.read("data/pepper"));
+        place.write("encryption.keys", &here.read("encryption.keys"));
         place.write("data/admin.jwt.secret", &here.read("data/admin.jwt.secret"));
         place.write("all.jsonl", &from);
         let told = place.command(&["import", "all.jsonl"]);
         assert_eq!(told.code, Some(0), "{told:?}");
-        says(&told.stderr, &["imported 2 plans, 1 workspaces, 4 keys, 1 end users", "refused: 0"]);
+        says(
+            &told.stderr,
+            &[
+                "imported 2 plans, 1 workspaces, 2 grants, 1 deleted workspaces, 2 prices, 1 credentials, 4 keys, 1 end users",
+                "refused: 0",
+            ],
+        );
         place.done(&["export", "again.jsonl"]);
         from = place.read("again.jsonl");
         assert_eq!(things(&from), things(&exported), "nothing was lost on the way");
@@ -135,7 +169,7 @@ fn everything_administrative_moves_from_sqlite_to_postgres_and_back() {
         assert_eq!(again.code, Some(0), "what was broken off can be repeated: {again:?}");
         says(&again.stderr, &["0 keys, 0 end users", "there already: 4 keys, 1 end users"]);
         let mut gateway = place.start();
-        check(&gateway, &token, &lived);
+        check(&gateway, &token, &lived, &place.origin);
         let after: Vec<_> = lived.keys.iter().map(|key| shown(&gateway, &token, key)).collect();
         assert_eq!(after, before);
         assert!(gateway.stop().success());

@@ -1,12 +1,14 @@
 //! `keygate export`
 
-use super::{ArchiveEntry, FORMAT};
+use super::entries::{credential_line, grant_line};
+use super::{ArchiveEntry, FORMAT, KINDS};
 use crate::cli::keys::KeyCommand;
 use crate::cli::keys::export::{credentials, line, plan_ceilings};
 use crate::cli::{ConfigArgs, Environment, Failure, inline_secrets, load, log};
 use crate::model::calendar::Calendar;
 use crate::model::id::WorkspaceId;
 use crate::model::key::Plan;
+use crate::policy::prices::json::to_json as prices_json;
 use crate::store::{EndUserRecord, KeyFilter, Page, PageRequest, PlanRecord, WorkspaceRecord};
 use clap::Args;
 use serde_json::{Map, Value, json};
@@ -34,7 +36,7 @@ pub(in crate::cli) fn run(args: &ArchiveExportArgs, environment: Environment<'_>
     let command = KeyCommand::open(config, inline_secrets(environment).peppers)?;
     let file =
         OpenOptions::new().write(true).create_new(true).mode(0o600).open(&args.file).map_err(failed)?;
-    let mut export = ArchiveExport { command: &command, out: BufWriter::new(file), counts: [0; 4] };
+    let mut export = ArchiveExport { command: &command, out: BufWriter::new(file), counts: [0; KINDS] };
     let written = export.everything();
     command.runtime.block_on(command.store.close());
     written?;
@@ -51,7 +53,7 @@ struct ArchiveExport<'d> {
     command: &'d KeyCommand,
     out: BufWriter<File>,
     /// One per [`ArchiveEntry`].
-    counts: [u64; 4],
+    counts: [u64; KINDS],
 }
 
 impl ArchiveExport<'_> {
@@ -76,6 +78,24 @@ impl ArchiveExport<'_> {
         workspaces.reverse();
         for workspace in &workspaces {
             self.put(ArchiveEntry::Workspace, workspace_line(workspace))?;
+        }
+        for WorkspaceRecord { id, grants, .. } in &workspaces {
+            for grant in grants {
+                self.put(ArchiveEntry::Grant, grant_line(id, grant))?;
+            }
+        }
+        self.pages(
+            |page| command.wait(command.store.deleted_workspaces(page)),
+            |export, id| export.put(ArchiveEntry::DeletedWorkspace, json!({ "id": id.as_str() })),
+        )?;
+        let prices = command.wait(command.store.price_list())?.prices;
+        if let Value::Array(prices) = prices_json(&prices) {
+            for price in prices {
+                self.put(ArchiveEntry::Price, price)?;
+            }
+        }
+        for record in command.wait(command.store.credentials(None))? {
+            self.put(ArchiveEntry::Credential, credential_line(&record.credential))?;
         }
         let credentials = credentials(command)?;
         for WorkspaceRecord { id, .. } in &workspaces {

@@ -1,8 +1,9 @@
 //! `keygate export` and `keygate import`: all administrative data in one file, to move from one store to another.
 //!
-//! The file is JSON lines: a header, then plans, workspaces, keys and end users as [`ArchiveEntry`]s, then a trailer that
-//! counts them, so that an incomplete file is detected. Usage is in the file of `keygate usage export`.
+//! The file is JSON lines: a header, then [`ArchiveEntry`]s of each kind, then a trailer that counts them, so that an incomplete
+//! file is detected. Usage is in the file of `keygate usage export`.
 
+mod entries;
 mod export;
 mod import;
 
@@ -10,22 +11,41 @@ pub(super) use export::{ArchiveExportArgs, run as export};
 pub(super) use import::{ArchiveImportArgs, run as import};
 
 use serde_json::{Map, Value};
+use std::ops::RangeInclusive;
 
-/// The number of the format; a file with another is refused.
-const FORMAT: u64 = 1;
+/// The number of the format.
+const FORMAT: u64 = 2;
+/// The formats that are read. The first had plans, workspaces, keys and end users only.
+const READ: RangeInclusive<u64> = 1..=FORMAT;
 
 /// The kind of a line: the one field of its object.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum ArchiveEntry {
     Plan,
     Workspace,
+    Grant,
+    DeletedWorkspace,
+    Price,
+    Credential,
     Key,
     EndUser,
 }
 
+/// How many kinds there are.
+const KINDS: usize = ArchiveEntry::ALL.len();
+
 impl ArchiveEntry {
     /// In the order of the file: each refers to earlier ones.
-    const ALL: [Self; 4] = [Self::Plan, Self::Workspace, Self::Key, Self::EndUser];
+    const ALL: [Self; 8] = [
+        Self::Plan,
+        Self::Workspace,
+        Self::Grant,
+        Self::DeletedWorkspace,
+        Self::Price,
+        Self::Credential,
+        Self::Key,
+        Self::EndUser,
+    ];
 
     /// The kind of a line; none for header and trailer.
     fn of(line: &Map<String, Value>) -> Option<Self> {
@@ -36,6 +56,10 @@ impl ArchiveEntry {
         match self {
             Self::Plan => "plan",
             Self::Workspace => "workspace",
+            Self::Grant => "grant",
+            Self::DeletedWorkspace => "deleted_workspace",
+            Self::Price => "price",
+            Self::Credential => "credential",
             Self::Key => "key",
             Self::EndUser => "end_user",
         }
