@@ -539,3 +539,24 @@ fn what_a_process_leaves_that_had_taken_over_is_found_by_the_next_start() {
     origin.answer(200, &[], b"{}");
     assert_eq!(again.get("/v1/app/x", &key.secret).remaining("quota"), 28);
 }
+
+#[test]
+fn a_new_process_waits_for_a_store_that_others_write() {
+    let (_origin, mut gateway) = stand("[store]\nbusy_timeout = \"10ms\"\n");
+    let key = gateway.create_key(json!({}));
+    let writer = rusqlite::Connection::open(gateway.folder().join("data/keygate.db")).expect("a database");
+    writer.busy_timeout(PATIENCE).expect("it can wait");
+    // It can be read, and not be written.
+    writer.execute_batch("BEGIN IMMEDIATE").expect("the write lock");
+    gateway.signal("USR2");
+    eventually_true("the new process waits", || {
+        gateway.stderr().contains("store busy during the start, retrying")
+    });
+    assert_eq!(gateway.get("/v1/app/x", &key.secret).status, 200, "the old process serves");
+    assert!(!gateway.stderr().contains("upgrade failed"), "{}", gateway.stderr());
+    writer.execute_batch("ROLLBACK").expect("the write lock is free");
+    let old = gateway.wait_for_successor();
+    ends(&mut gateway, old);
+    assert_eq!(gateway.get("/v1/app/x", &key.secret).status, 200);
+    eventually_true("usage is stored", || gateway.logs(&key).len() == 2);
+}

@@ -9,6 +9,7 @@
 
 mod all_records;
 mod audit;
+mod credentials;
 mod deleted_keys;
 mod end_users;
 mod error;
@@ -109,7 +110,11 @@ impl SqliteStore {
         if self.running.get().is_some() {
             return Ok(());
         }
-        let opened = open::open(&self.path, &self.options, handed_on.take())?;
+        // Kept for another try.
+        let lock = handed_on.as_ref().map(File::try_clone).transpose();
+        let lock = lock.map_err(|error| StoreError::Unavailable(format!("lock file: {error}")))?;
+        let opened = open::open(&self.path, &self.options, lock)?;
+        drop(handed_on.take());
         let lock = Arc::downgrade(&opened.lock);
         let workers = Workers::start(opened, self.options.queue.max(1))?;
         self.running.get_or_init(|| Running { workers, lock });

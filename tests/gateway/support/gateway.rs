@@ -117,8 +117,14 @@ impl Gateway {
     /// SIGUSR2, then waits until another process serves. Returns the id of the previous one, which may still drain.
     #[track_caller]
     pub(crate) fn upgrade(&mut self) -> u32 {
-        let before = self.pid();
         self.signal("USR2");
+        self.wait_for_successor()
+    }
+
+    /// Waits until another process serves, after SIGUSR2. Returns the id of the previous one, which may still drain.
+    #[track_caller]
+    pub(crate) fn wait_for_successor(&mut self) -> u32 {
+        let before = self.pid();
         let line = self.lines.lock().unwrap().recv_timeout(PATIENCE);
         self.ready = line.ok().and_then(|line| serde_json::from_str(&line).ok()).expect("a ready line");
         (self.proxy, self.admin) = addresses(&self.ready);
