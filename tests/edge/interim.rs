@@ -87,3 +87,16 @@ async fn early_hints_of_a_backend_are_forwarded_over_http2() {
     assert_eq!((answer.status.as_u16(), answer.body.as_slice()), (200, &b"ok"[..]));
     eventually_true("one request came of it", || origin.count() == 1);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn early_hints_of_a_backend_over_http2_are_left_out_and_the_response_is_whole() {
+    let (_origin, speaks2, gateway, secret) = both();
+    let first = gateway.get("/v1/two/hints", &secret);
+    assert_eq!((first.status, first.text().as_str()), (200, "ok"));
+    let mut client = Client::connect(h2c(&gateway)).await;
+    let (mut response, _) = client.begin(request("GET", "/v1/two/hints", &secret), true).await;
+    assert_eq!(interim(&mut response).await, None);
+    let answer = read(response).await.unwrap();
+    assert_eq!((answer.status.as_u16(), answer.body.as_slice()), (200, &b"ok"[..]));
+    assert_eq!(speaks2.heard().len(), 2);
+}

@@ -84,6 +84,10 @@ async fn answer(
         }
         response
     };
+    if form == "hints" {
+        let hints = Response::builder().status(103).header("link", "</a.css>").body(()).unwrap();
+        respond.send_informational(hints).unwrap();
+    }
     // The client may have left.
     let mut begin = |response, end| respond.send_response(response, end).ok();
     let send = |to: &mut Option<SendStream<Bytes>>, part: &'static [u8], end| {

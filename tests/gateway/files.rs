@@ -42,15 +42,11 @@ fn fifo(path: &Path) {
     mknodat(CWD, path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
 }
 
-/// Secrets as containers get them: links into a mount, with `mode`; `after` runs on the mount.
-fn from_mount(mode: &str, after: &str) -> Result<Gateway, String> {
+/// A gateway with `config` in a mount namespace of its own, which `setup` (shell) has prepared.
+fn in_namespace(config: &str, setup: &str) -> Result<Gateway, String> {
     let folder = Arc::new(tempfile::tempdir().unwrap());
-    let config = "[secrets]\npepper_file = \"secrets/pepper\"\n\
-                  [admin.jwt]\nhs256_secret_file = \"secrets/admin.jwt.secret\"\n";
     write_config(folder.path(), config);
-    fs::create_dir(folder.path().join("secrets")).unwrap();
     let program = folder.path().join("in-a-mount-namespace");
-    let secret = "0123456789abcdef".repeat(4);
     let script = format!(
         "#!/bin/sh\n\
          if [ -z \"$INSIDE\" ]; then\n\
@@ -58,6 +54,22 @@ fn from_mount(mode: &str, after: &str) -> Result<Gateway, String> {
            INSIDE=1 exec unshare $root --mount \"$0\" \"$@\"\n\
          fi\n\
          set -e\n\
+         {setup}\n\
+         exec {} \"$@\"\n",
+        env!("CARGO_BIN_EXE_keygate")
+    );
+    fs::write(&program, script).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    Gateway::run_program(&program, folder, &[])
+}
+
+/// Secrets as containers get them: links into a mount, with `mode`; `after` runs on the mount.
+fn from_mount(mode: &str, after: &str) -> Result<Gateway, String> {
+    let config = "[secrets]\npepper_file = \"secrets/pepper\"\n\
+                  [admin.jwt]\nhs256_secret_file = \"secrets/admin.jwt.secret\"\n";
+    let secret = "0123456789abcdef".repeat(4);
+    let setup = format!(
+        "mkdir secrets\n\
          mount -t tmpfs tmpfs secrets\n\
          mkdir secrets/..2026\n\
          echo 1:{secret} >secrets/..2026/pepper\n\
@@ -66,13 +78,9 @@ fn from_mount(mode: &str, after: &str) -> Result<Gateway, String> {
          ln -s ..2026 secrets/..data\n\
          ln -s ..data/pepper secrets/pepper\n\
          ln -s ..data/admin.jwt.secret secrets/admin.jwt.secret\n\
-         {after}\n\
-         exec {} \"$@\"\n",
-        env!("CARGO_BIN_EXE_keygate")
+         {after}"
     );
-    fs::write(&program, script).unwrap();
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
-    Gateway::run_program(&program, folder, &[])
+    in_namespace(config, &setup)
 }
 
 #[test]
@@ -127,6 +135,50 @@ fn no_reload_waits_for_a_file_that_may_never_come() {
     let why = refusal(&gateway, &token);
     assert!(why.starts_with("admin.jwt.hs256_secret_file: "), "{why}");
     assert_eq!(alive(), 200);
+}
+
+/// A file system whose server has hung: it is mounted, and nobody answers for it. Opening a file there takes for ever.
+const HUNG: &str = "mkdir hung\nexec 3<>/dev/fuse\n\
+                    mount -i -t fuse -o fd=3,rootmode=40000,user_id=0,group_id=0 hung hung";
+
+#[test]
+fn a_mount_that_hangs_holds_up_reloads_and_nothing_else() {
+    let origin = Origin::start();
+    let text = one_route(origin.address);
+    let mut gateway = in_namespace(&text, HUNG).unwrap_or_else(|error| panic!("{error}"));
+    let key = gateway.create_key(json!({"rate_limit": 1000}));
+    let (token, config) = (gateway.token(), gateway.folder().join("keygate.toml"));
+    let named: toml::Table = fs::read_to_string(&config).unwrap().parse().unwrap();
+    let named_in = |file: &str| {
+        let mut named = named.clone();
+        let upstream = named["upstreams"][0].as_table_mut().unwrap();
+        match file {
+            "ca_file" => {
+                let tls = [("enabled".to_owned(), true.into()), (file.to_owned(), "hung/file".into())];
+                upstream.insert("tls".to_owned(), toml::Table::from_iter(tls).into());
+            }
+            _ => {
+                let credential = toml::Table::from_iter([(file.to_owned(), "hung/file".into())]);
+                upstream.insert("credentials".to_owned(), vec![toml::Value::Table(credential)].into());
+            }
+        }
+        fs::write(&config, named.to_string()).unwrap();
+    };
+    std::thread::scope(|scope| {
+        for file in ["ca_file", "secret_file"] {
+            named_in(file);
+            let refused = scope.spawn(|| refusal(&gateway, &token));
+            // Meanwhile everything else goes on.
+            while !refused.is_finished() {
+                assert_eq!(Raw::connect(gateway.admin).call(&Request::get("/healthz")).status, 200);
+                assert_eq!(gateway.get("/v1/app/x", &key.secret).status, 200);
+                assert_eq!(gateway.admin_as(&token, "GET", "/apikeys", None).status, 200);
+            }
+            let why = refused.join().unwrap();
+            assert!(why.contains("their file system does not answer"), "{why}");
+        }
+    });
+    assert!(gateway.stop().success(), "{}", gateway.stderr());
 }
 
 fn signing_key(seed: u8) -> Ed25519KeyPair {
