@@ -114,6 +114,7 @@ docs:
 	@find . -path ./target -prune -o -name '*.md' -print0 | xargs -0 cp --parents -t target/docs/src
 	@cp -r --parents conf docker-compose.yml Dockerfile LICENSE target/docs/src
 	@cp docs/book.toml target/docs && sed -E 's#\]\(#](docs/#; s#\]\(docs/\.\./#](#' docs/SUMMARY.md >target/docs/src/SUMMARY.md
+	@sed -i 's#(docs/SUMMARY.md)#(toc.html)#' target/docs/src/README.md
 	@target/docs/bin/mdbook build target/docs && cp target/docs/site/index.html target/docs/site/README.html
 	@python3 tests/docs/links.py target/docs/site
 

@@ -91,7 +91,7 @@ def differs(what, told, known):
 
 
 def access_log_fields():
-    write = re.search(r"fn write\(&self\) \{\s*tracing::info!\((.*?)\);\n    \}", read("src/proxy/observe/access.rs"), re.DOTALL)
+    write = re.search(r'tracing::info!\(\s*target: "keygate::access",\n(.*?)\n +\);', read("src/proxy/observe/access.rs"), re.DOTALL)
     return set(re.findall(r"^\s+(\w+) = ", write.group(1), re.MULTILINE))
 
 
