@@ -85,7 +85,7 @@ pub(super) struct StatsView {
     #[serde(flatten)]
     spent: SpentView,
     /// The usage of each limit of a window; empty for a deleted key.
-    limits: Vec<LimitUsageView>,
+    limit_usage: Vec<LimitUsageView>,
 }
 
 /// Tokens and cost of requests; of routes without a meter they are 0.
@@ -228,7 +228,7 @@ const fn per_of(interval: Interval) -> Per {
 
 impl StatsView {
     #[expect(clippy::cast_precision_loss, reason = "a ratio of counts below 2⁵³")]
-    fn new(stats: &KeyStats, limits: Vec<LimitUsageView>) -> Self {
+    fn new(stats: &KeyStats, limit_usage: Vec<LimitUsageView>) -> Self {
         let KeyStats {
             total_requests,
             requests_today,
@@ -255,7 +255,7 @@ impl StatsView {
             denied,
             unreached,
             spent: SpentView::new(tokens, cost_nano),
-            limits,
+            limit_usage,
         }
     }
 }

@@ -49,7 +49,7 @@ fn question(key: &Key) -> Request {
 /// `used`, `held` and `percentage` of the limit of that measure in the statistics.
 fn usage(gateway: &Gateway, key: &Key, count: &str) -> (u64, u64, f64) {
     let stats = gateway.stats(key);
-    let limits = stats["limits"].as_array().unwrap();
+    let limits = stats["limit_usage"].as_array().unwrap();
     let limit = limits.iter().find(|limit| limit["count"] == count).unwrap();
     let number = |name: &str| limit[name].as_u64().unwrap();
     (number("used"), number("held"), limit["percentage"].as_f64().unwrap())

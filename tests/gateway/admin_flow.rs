@@ -188,8 +188,8 @@ fn totals_of_the_workspace_and_its_quotas_are_told() {
     let workspace = gateway.admin_as(&viewer, "GET", "/workspaces/default", None).data();
     assert_eq!(workspace["api_ops_rate_limit"], json!(900), "{workspace}");
     let expected = json!([
-        {"name": "end_user_quota", "used": 0, "limit": 4, "granted": 0, "percentage": 0.0},
-        {"name": "limits", "count": "requests", "per": "month", "used": 2, "limit": 8, "granted": 0, "percentage": 25.0},
+        {"name": "end_user_quota", "used": 0, "held": 0, "limit": 4, "granted": 0, "percentage": 0.0},
+        {"name": "limits", "count": "requests", "per": "month", "used": 2, "held": 0, "limit": 8, "granted": 0, "percentage": 25.0},
     ]);
     assert_eq!(workspace["quotas"], expected);
 }

@@ -47,6 +47,7 @@ pub(super) const STATISTICS: &[&str] = &[
     "reasoning_tokens",
     "audio_tokens",
     "cost_nano",
+    "limit_usage",
 ];
 
 /// What the store keeps of `secret`: its digest under the newest pepper, and the part that may be shown.
