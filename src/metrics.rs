@@ -147,8 +147,8 @@ metrics! {
     acme_orders: IntCounterVec = "keygate_acme_orders_total", labels &["result"];
     /// Spans of traces, by result: sent, rejected by the collector, failed (the collector did not take the batch), or queue full.
     telemetry_spans: IntCounterVec = "keygate_telemetry_spans_total", labels &["result"];
-    /// Tokens that requests used, by route and kind. Cached and written input is part of the input, reasoning part of the output.
-    tokens: IntCounterVec = "keygate_tokens_total", labels &["route", "kind"];
+    /// Tokens that requests used, by route, entry of the price table (`other`: no entry) and kind. Cached and written input is part of the input, reasoning part of the output.
+    tokens: IntCounterVec = "keygate_tokens_total", labels &["route", "model", "kind"];
     /// Answers of metered routes that did not say what they used, by reason; and damaged events, with the reason event.
     meter_unreadable: IntCounterVec = "keygate_meter_unreadable_total", labels &["reason"];
     /// Units that requests in flight hold, by measure.

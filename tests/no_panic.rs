@@ -11,7 +11,9 @@ use keygate::policy::http::chunks::ChunkParser;
 use keygate::policy::http::head::{Framing, check, find_end, is_malformed_prefix};
 use keygate::policy::http::path::{canonical, check_query, decode_segment};
 use keygate::policy::keys::secret::{Peppers, SECRET_MAX, Secret, SecretShape, shape};
-use keygate::policy::meter::{Meter, MeterEnd, MeterRule, MeterSource, Metered, MeteredRequest, Missing};
+use keygate::policy::meter::{
+    Meter, MeterEnd, MeterRule, MeterSource, Metered, MeteredRequest, Missing, Unpriced,
+};
 use std::ops::Range;
 
 const INPUTS: usize = 10_000;
@@ -123,6 +125,8 @@ fn metered<'b>(kind: &'static str, pieces: impl Iterator<Item = &'b [u8]>) -> Me
         max_bytes: 200,
         hold: 1,
         clamp: false,
+        unpriced: Unpriced::Admit,
+        include_usage: true,
     };
     let fields = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(kind))]);
     let request = MeteredRequest { method: &Method::POST, request_id: b"" };

@@ -7,6 +7,7 @@ use crate::model::key::Measure;
 use crate::model::tokens::TokenCounts;
 use crate::model::usage::Outcome;
 use crate::policy::meter::Unreadable;
+use crate::policy::prices::OTHER;
 use crate::policy::routing::route::RouteTable;
 use crate::proxy::connection::CloseReason;
 use crate::proxy::server::listen::REFUSED;
@@ -54,7 +55,7 @@ pub(super) fn show_routes(metrics: &Metrics, routes: &RouteTable) {
         metrics.backend_seconds.with_label_values(&[&route.name]);
         if route.meter.is_some() {
             for (kind, _) in TokenCounts::default().kinds() {
-                metrics.tokens.with_label_values(&[&*route.name, kind]);
+                metrics.tokens.with_label_values(&[&*route.name, OTHER, kind]);
             }
         }
         for outcome in OUTCOMES {

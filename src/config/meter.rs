@@ -5,7 +5,7 @@ use super::rule::{ByteSize, Flag, Integer, OrEmpty, ParsedText, Word, quote};
 use super::section::Section;
 use super::texts::header;
 use crate::model::key::CEILING_MAX;
-use crate::policy::meter::{HOLD_DEFAULT, JsonPointer, MeterRule, MeterSource, Missing};
+use crate::policy::meter::{HOLD_DEFAULT, JsonPointer, MeterRule, MeterSource, Missing, Unpriced};
 
 /// The parsed keys.
 pub(super) struct MeterFile {
@@ -14,6 +14,8 @@ pub(super) struct MeterFile {
     max_bytes: u64,
     hold: u64,
     clamp: bool,
+    unpriced: Option<Unpriced>,
+    include_usage: bool,
 }
 
 const METER: ParsedText<MeterSource> = ParsedText {
@@ -39,12 +41,14 @@ pub(super) fn meter(s: &mut Section<'_, '_>) -> MeterFile {
         max_bytes: s.value("meter_max_bytes", &ByteSize { min: 1 << 10, max: 1 << 40 }, 64 << 20),
         hold: s.value("hold", &Integer { min: 1, max: CEILING_MAX }, HOLD_DEFAULT),
         clamp: s.value("clamp", &Flag, false),
+        unpriced: s.value("unpriced", &OrEmpty(Word::new()), None),
+        include_usage: s.value("include_usage", &Flag, true),
     }
 }
 
 /// The meter of the `n`-th route; none if it has none.
 pub(super) fn checked_meter(n: usize, file: MeterFile, reading: &mut ConfigReader<'_>) -> Option<MeterRule> {
-    let MeterFile { source, missing, max_bytes, hold, clamp } = file;
+    let MeterFile { source, missing, max_bytes, hold, clamp, unpriced, include_usage } = file;
     let path = |key: &str| format!("routes[{n}].{key}");
     let (meter_path, missing_path) = (path("meter"), path("missing"));
     let places = [missing_path.as_str(), meter_path.as_str()];
@@ -52,7 +56,7 @@ pub(super) fn checked_meter(n: usize, file: MeterFile, reading: &mut ConfigReade
         if missing.is_some() && !reading.is_wrong(&meter_path) {
             reading.complain_of_conflict(&places, "has no effect without meter");
         }
-        for (key, is_set) in [("hold", hold != HOLD_DEFAULT), ("clamp", clamp)] {
+        for (key, is_set) in [("hold", hold != HOLD_DEFAULT), ("clamp", clamp), ("unpriced", unpriced == Some(Unpriced::Refuse))] {
             let place = path(key);
             if is_set && !reading.is_wrong(&meter_path) {
                 reading.complain_of_conflict(&[&place, &meter_path], "has no effect without meter");
@@ -70,6 +74,11 @@ pub(super) fn checked_meter(n: usize, file: MeterFile, reading: &mut ConfigReade
         let message = "has no effect unless meter is \"llm\": other requests name no maximum";
         reading.complain_of_conflict(&[&path("clamp"), &meter_path], message);
     }
+    if unpriced == Some(Unpriced::Refuse) && !is_llm {
+        let message = "must be \"admit\" unless meter is \"llm\": other requests name no model";
+        reading.complain_of_conflict(&[&path("unpriced"), &meter_path], message);
+    }
     let usual = if is_llm { Missing::Estimate } else { Missing::Zero };
-    Some(MeterRule { source, missing: missing.unwrap_or(usual), max_bytes, hold, clamp })
+    let (missing, unpriced) = (missing.unwrap_or(usual), unpriced.unwrap_or(Unpriced::Admit));
+    Some(MeterRule { source, missing, max_bytes, hold, clamp, unpriced, include_usage })
 }

@@ -476,7 +476,7 @@ fn route(
 
 /// A public route must not set what only a key can fulfil: whoever wrote it relies on it.
 fn asks_for_no_key(n: usize, reading: &mut ConfigReader<'_>) {
-    for key in ["scopes", "resource", "end_user", "forward_metadata"] {
+    for key in ["scopes", "resource", "end_user", "forward_metadata", "unpriced"] {
         let path = format!("routes[{n}].{key}");
         if reading.is_given(&path) {
             reading.complain_of_conflict(

@@ -109,6 +109,8 @@ faults! {
     AddressNotAllowed = 403, 3020, "address_not_allowed", "The API key may not be used from this address", "不允许从该地址使用此 API 密钥";
     /// The key is bound to another end user.
     EndUserNotAllowed = 403, 3021, "end_user_not_allowed", "The API key is bound to another end user", "API 密钥绑定了其他终端用户";
+    /// The route refuses models without a price.
+    ModelUnpriced = 403, 3022, "model_unpriced", "The request names no model that has a price here", "请求所用的模型在此没有定价";
     /// No route matches.
     RouteNotFound = 404, 4000, "route_not_found", "No route matches this request", "没有匹配该请求的路由";
     /// Admin: nothing has this id.

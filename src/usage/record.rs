@@ -218,16 +218,17 @@ impl PendingRecord {
         }
     }
 
-    /// Computes the cost by the prices in force now, once and for ever.
+    /// Computes the cost by the prices in force now, once and for ever, and counts it and the tokens.
     fn set_cost(&self, route: &str, reading: &mut MeterReading) {
         let (prices, metrics) = (self.recorder.prices.table(), &self.recorder.metrics);
+        let model = prices.label(&reading.model_served, &reading.model_requested);
         reading.cost_nano = prices.cost(reading);
         match reading.cost_nano {
-            Some(cost) => {
-                let model = prices.label(&reading.model_served, &reading.model_requested);
-                metrics.cost_nano.with_label_values(&[route, model]).inc_by(cost);
-            }
+            Some(cost) => metrics.cost_nano.with_label_values(&[route, model]).inc_by(cost),
             None => metrics.unpriced.with_label_values(&[route]).inc(),
+        }
+        for (kind, count) in reading.tokens.kinds().into_iter().filter(|(_, count)| *count > 0) {
+            metrics.tokens.with_label_values(&[route, model, kind]).inc_by(count);
         }
     }
 

@@ -20,7 +20,8 @@ fn a_route_says_how_it_is_metered() {
     let llm = read("meter = \"llm\"").expect("a meter");
     assert_eq!((llm.source, llm.missing, llm.max_bytes), (MeterSource::Llm, Missing::Estimate, 64 << 20));
     let zero = read("meter = \"llm\"\nmissing = \"zero\"\nmeter_max_bytes = \"1MiB\"").expect("a meter");
-    assert_eq!((zero.missing, zero.max_bytes), (Missing::Zero, 1 << 20));
+    assert_eq!((zero.missing, zero.max_bytes, zero.include_usage), (Missing::Zero, 1 << 20, true));
+    assert!(!read("meter = \"llm\"\ninclude_usage = false").expect("a meter").include_usage);
     let json = read("meter = \"json:/usage/0/a~1b\"").expect("a meter");
     assert!(matches!(&json.source, MeterSource::Json(pointer) if pointer.to_string() == "/usage/0/a~1b"));
     assert_eq!(json.missing, Missing::Zero);
@@ -39,6 +40,11 @@ fn each_mistake_of_a_meter_is_told() {
         (
             "meter = \"llm\"\nmissing = \"hold\"",
             "9:11 routes[0].missing: must be one of: estimate, zero, or \"\" for none".to_owned(),
+        ),
+        ("unpriced = \"refuse\"", "8:12 routes[0].unpriced: has no effect without meter".to_owned()),
+        (
+            "meter = \"json:/n\"\nunpriced = \"refuse\"",
+            "9:12 routes[0].unpriced: must be \"admit\" unless meter is \"llm\": other requests name no model".to_owned(),
         ),
         ("missing = \"zero\"", "8:11 routes[0].missing: has no effect without meter".to_owned()),
         (

@@ -9,7 +9,8 @@ use http::header::{CONTENT_ENCODING, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, StatusCode};
 use keygate::model::tokens::{MeterReading, ReadingSource, TokenCounts};
 use keygate::policy::meter::{
-    JsonPointer, Meter, MeterEnd, MeterRule, MeterSource, Metered, MeteredRequest, Missing, Unreadable,
+    JsonPointer, Meter, MeterEnd, MeterRule, MeterSource, Metered, MeteredRequest, Missing, Unpriced,
+    Unreadable,
 };
 use std::fs;
 use std::io::Read;
@@ -188,6 +189,8 @@ fn parsed(name: &str, file: &str) -> Exchange {
             max_bytes: 64 * 1024 * 1024,
             hold: 1,
             clamp: false,
+            unpriced: Unpriced::Admit,
+            include_usage: true,
         },
         method: Method::POST,
         status: StatusCode::OK,

@@ -54,6 +54,11 @@ pub enum Denial {
         /// The plan's `end_user_quota`.
         quota: u64,
     },
+    /// The model that the request names has no price, which its route requires. Empty: it names none that can be read.
+    Unpriced {
+        /// The model.
+        model: Box<str>,
+    },
     /// The body must be read here and has an unsupported content coding.
     ContentCoding,
     /// A fault without further details.
@@ -130,6 +135,7 @@ impl Denial {
                 | LimitName::EndUser(_) => Fault::LimitExceeded,
             },
             Self::EndUserQuota { .. } => Fault::EndUserQuotaExceeded,
+            Self::Unpriced { .. } => Fault::ModelUnpriced,
             Self::ContentCoding => Fault::UnsupportedMediaType,
             Self::Plain(fault) => *fault,
         }
@@ -162,6 +168,11 @@ impl Denial {
                     format!("The workspace's plan has no room for another end user: it allows {quota}")
                 }
                 Lang::Zh => format!("工作空间套餐的终端用户数量已满：最多 {quota} 个"),
+            }
+            .into(),
+            Self::Unpriced { model } if !model.is_empty() => match lang {
+                Lang::En => format!("The model {model} has no price here"),
+                Lang::Zh => format!("模型 {model} 在此没有定价"),
             }
             .into(),
             Self::ContentCoding => match lang {
@@ -210,6 +221,7 @@ impl Denial {
             Self::EndUserQuota { quota } => {
                 json!({ "limit": "end_user_quota", "max": quota, "set_by": "plan" })
             }
+            Self::Unpriced { model } if !model.is_empty() => json!({ "model": model }),
             Self::ContentCoding => json!({ "accept_encoding": CODINGS }),
             _ => json!({}),
         }

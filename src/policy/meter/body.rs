@@ -11,8 +11,10 @@ const DONE: &[u8] = b"[DONE]";
 pub(super) trait UsageSink: JsonSink {
     /// An event of this name begins.
     fn begin_event(&mut self, name: &[u8]);
-    /// The document is whole: what it says counts.
-    fn commit(&mut self);
+    /// The body is made of frames, whose documents may contain others.
+    fn begin_frames(&mut self) {}
+    /// The document is whole: what it says counts. Returns whether what it contains is whole too.
+    fn commit(&mut self) -> bool;
     /// The document is damaged: what it says does not count.
     fn discard(&mut self);
     /// The answer says outside of a document that it is an error.
@@ -89,7 +91,11 @@ impl<S: UsageSink> Body<S> {
     /// A reader for a body with this framing.
     pub(super) fn new(framing: Framing, sink: S) -> Self {
         let scanner = JsonScanner::new();
-        let documents = Documents { scanner, sink, bytes: 0, first: Vec::new(), is_bad: false, malformed: 0 };
+        let mut documents =
+            Documents { scanner, sink, bytes: 0, first: Vec::new(), is_bad: false, malformed: 0 };
+        if matches!(framing, Framing::Frames(_)) {
+            documents.sink.begin_frames();
+        }
         Self { framing, documents }
     }
 
@@ -128,8 +134,7 @@ impl<S: UsageSink> Body<S> {
             Framing::Json => {
                 let is_whole = documents.scanner.finish(&mut documents.sink);
                 // An object that has ended is whole, whatever became of the document around it.
-                documents.sink.commit();
-                is_whole
+                documents.sink.commit() && is_whole
             }
             Framing::Events(parser) => {
                 // An event that is cut off is not damaged, and neither are those before it.
@@ -180,9 +185,8 @@ impl<S: UsageSink> EventSink for Documents<S> {
         if self.bytes == 0 || self.bytes == DONE.len() && self.first == DONE {
             return;
         }
-        if !self.is_bad && self.scanner.finish(&mut self.sink) {
-            self.sink.commit();
-        } else {
+        let is_whole = !self.is_bad && self.scanner.finish(&mut self.sink);
+        if !(is_whole && self.sink.commit()) {
             self.damaged();
         }
     }

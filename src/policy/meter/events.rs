@@ -121,6 +121,11 @@ impl EventParser {
         self.end_event(sink);
     }
 
+    /// Whether the event in progress has data.
+    pub(super) const fn has_data(&self) -> bool {
+        self.has_data
+    }
+
     fn begin_value(&mut self, sink: &mut impl EventSink) {
         self.line = match self.field.as_bytes() {
             b"data" => Line::Data,

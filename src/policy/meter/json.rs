@@ -29,8 +29,14 @@ pub(super) trait JsonSink {
     fn number(&mut self, place: Self::Place, text: &str);
     /// A string, where [`Want::Text`] was said and it is not too long.
     fn text(&mut self, place: Self::Place, text: &str);
+    /// `true`, `false`, or `null`: none.
+    fn literal(&mut self, _place: Self::Place, _value: Option<bool>) {}
+    /// A piece of a string, where [`Want::Pieces`] was said. Of its escapes only that of the slash is decoded.
+    fn piece(&mut self, _place: Self::Place, _piece: &[u8]) {}
     /// About how many bytes a string has, where [`Want::Length`] was said.
     fn length(&mut self, place: Self::Place, bytes: u64);
+    /// An array begins.
+    fn begin_array(&mut self, _place: Self::Place) {}
     /// An object begins.
     fn begin_object(&mut self, place: Self::Place);
     /// An object ends.
@@ -46,6 +52,8 @@ pub(super) enum Want {
     Text,
     /// Its length.
     Length,
+    /// All of it, piece by piece.
+    Pieces,
 }
 
 /// This is not JSON, or it is nested too deeply.
@@ -96,8 +104,8 @@ enum State {
     Text { is_key: bool, want: Want, escaped: bool },
     /// More of a number.
     Number,
-    /// More of `true`, `false` or `null`: what is left of it.
-    Literal(&'static [u8]),
+    /// More of `true`, `false` or `null`: what is left of it, and what it is.
+    Literal(&'static [u8], Option<bool>),
 }
 
 // === impl JsonScanner ===
@@ -154,9 +162,9 @@ impl<P: Copy + PartialEq + Default> JsonScanner<P> {
                     self.end_number(sink);
                     continue;
                 }
-                State::Literal(left) => match left {
-                    [only] if *only == byte => self.end_value(),
-                    [first, more @ ..] if *first == byte => self.state = State::Literal(more),
+                State::Literal(left, value) => match left {
+                    [only] if *only == byte => self.end_literal(value, sink),
+                    [first, more @ ..] if *first == byte => self.state = State::Literal(more, value),
                     _ => return Err(BadJson),
                 },
                 _ if matches!(byte, b' ' | b'\t' | b'\r' | b'\n') => {}
@@ -200,6 +208,7 @@ impl<P: Copy + PartialEq + Default> JsonScanner<P> {
                     sink.begin_object(place);
                     self.state = State::FirstKey;
                 } else {
+                    sink.begin_array(place);
                     self.place = element(place, 0, sink);
                     self.state = State::FirstElement;
                 }
@@ -213,9 +222,9 @@ impl<P: Copy + PartialEq + Default> JsonScanner<P> {
                 self.keep(&[byte]);
                 self.state = State::Number;
             }
-            b't' => self.state = State::Literal(b"rue"),
-            b'f' => self.state = State::Literal(b"alse"),
-            b'n' => self.state = State::Literal(b"ull"),
+            b't' => self.state = State::Literal(b"rue", Some(true)),
+            b'f' => self.state = State::Literal(b"alse", Some(false)),
+            b'n' => self.state = State::Literal(b"ull", None),
             _ => return Err(BadJson),
         }
         Ok(())
@@ -256,6 +265,13 @@ impl<P: Copy + PartialEq + Default> JsonScanner<P> {
         }
     }
 
+    fn end_literal<S: JsonSink<Place = P>>(&mut self, value: Option<bool>, sink: &mut S) {
+        if self.place != P::default() {
+            sink.literal(self.place, value);
+        }
+        self.end_value();
+    }
+
     fn end_number<S: JsonSink<Place = P>>(&mut self, sink: &mut S) {
         if self.place != P::default()
             && !self.overflow
@@ -289,14 +305,19 @@ impl<P: Copy + PartialEq + Default> JsonScanner<P> {
             if keeps {
                 self.keep(first);
             }
+            if want == Want::Pieces && first == b"/" {
+                sink.piece(self.place, first);
+            }
             self.state = State::Text { is_key, want, escaped: false };
             return rest;
         }
         let end = memchr2(b'"', b'\\', bytes);
         let plain = &bytes[..end.unwrap_or(bytes.len())];
         self.length = self.length.saturating_add(i64::try_from(plain.len()).unwrap_or(i64::MAX));
-        if keeps {
-            self.keep(plain);
+        match want {
+            Want::Text => self.keep(plain),
+            Want::Pieces => sink.piece(self.place, plain),
+            Want::Nothing | Want::Length => {}
         }
         let Some(end) = end else { return &[] };
         if bytes[end] == b'"' {
@@ -323,7 +344,7 @@ impl<P: Copy + PartialEq + Default> JsonScanner<P> {
         }
         let place = self.place;
         match want {
-            Want::Nothing => {}
+            Want::Nothing | Want::Pieces => {}
             Want::Text => {
                 self.captured(|text| sink.text(place, text));
             }

@@ -11,16 +11,21 @@ mod body;
 mod decode;
 mod events;
 mod frames;
+mod hidden;
 mod hold;
+mod inner;
 mod json;
 mod number;
 mod request;
+mod rewrite;
 mod usage;
 mod usual;
 
+pub use hidden::UsageEventFilter;
 pub use hold::{HoldBounds, HoldRequest, PlannedHold, capped};
 pub use number::JsonPointer;
-pub use request::{RequestReader, model_in_path};
+pub use request::{RequestFacts, RequestReader, is_completions, model_in_path};
+pub use rewrite::BodyEdits;
 pub use usual::OutputSketch;
 
 use crate::model::key::words;
@@ -59,6 +64,10 @@ pub struct MeterRule {
     pub hold: u64,
     /// Whether the maximum of a request is lowered to what is left of its limits.
     pub clamp: bool,
+    /// What becomes of a request for a model without a price.
+    pub unpriced: Unpriced,
+    /// Whether a stream of `OpenAI`'s chat completions or completions is made to say what it used.
+    pub include_usage: bool,
 }
 
 /// The usual [`MeterRule::hold`].
@@ -86,6 +95,16 @@ words!(
 );
 
 words!(
+    /// What becomes of a request for a model without a price.
+    Unpriced {
+        /// It is admitted, and its cost is not known.
+        Admit = "admit",
+        /// It is refused.
+        Refuse = "refuse",
+    }
+);
+
+words!(
     /// Why an answer could not be metered.
     Unreadable {
         /// It is neither JSON nor an event stream.
@@ -106,6 +125,8 @@ words!(
         NoUsage = "no_usage",
         /// An event of it is damaged; the rest is read.
         Event = "event",
+        /// Not the answer, but the request whose admission depends on its body: that is too large, or cannot be read.
+        Request = "request",
     }
 );
 
@@ -165,7 +186,14 @@ enum Reader {
     Number(Box<Body<NumberAt>>),
 }
 
-// === impl Meter ===
+// === impl MeterRule, Meter ===
+
+impl MeterRule {
+    /// Whether the answers are those of language models.
+    pub fn is_llm(&self) -> bool {
+        self.source == MeterSource::Llm
+    }
+}
 
 impl Meter {
     /// A meter for an answer with this status and these header fields.
@@ -196,9 +224,7 @@ impl Meter {
             return meter;
         }
         // Errors use nothing; neither do requests that only ask for what is there: models, files, stored answers.
-        let is_read =
-            matches!(*request.method, Method::GET | Method::HEAD | Method::OPTIONS | Method::DELETE);
-        if !status.is_success() || rule.source == MeterSource::Llm && is_read {
+        if !status.is_success() || rule.is_llm() && uses_nothing(request.method) {
             return meter;
         }
         meter.reader = match (Framing::of(fields.first(&CONTENT_TYPE)), &rule.source) {
@@ -358,6 +384,11 @@ impl Meter {
         };
         Metered { reading: Some(reading), unreadable, malformed_events: 0 }
     }
+}
+
+/// Whether a request of a language model with this method only reads or deletes what is there.
+pub fn uses_nothing(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::DELETE)
 }
 
 /// Whether a text can be the name of a model or an id: every store keeps it.

@@ -101,8 +101,9 @@ impl JsonSink for NumberAt {
 impl UsageSink for NumberAt {
     fn begin_event(&mut self, _: &[u8]) {}
 
-    fn commit(&mut self) {
+    fn commit(&mut self) -> bool {
         self.total = self.event.take().or(self.total);
+        true
     }
 
     fn discard(&mut self) {

@@ -1,19 +1,36 @@
 //! What a request says about itself that its meter wants to know.
 
-use super::json::{JsonScanner, JsonSink, Want};
+use super::json::{JsonScanner, JsonSink, Want, whole};
 use crate::policy::http::path::decode_segment;
 
-/// Finds the model that a request names: reads a JSON body as it passes, until the model has come.
+/// Reads a JSON body as it passes, in memory that does not grow with it: until the model has come, or all of it.
 #[derive(Debug, Default)]
 pub struct RequestReader {
     scanner: JsonScanner<Place>,
-    model: ModelField,
+    found: FoundFacts,
+    reads_all: bool,
     is_bad: bool,
 }
 
-/// The field `model` of a document.
+/// What a request says about the answer that it wants. What is said twice is taken as the backend may take it: of a number the
+/// largest, of anything else the last.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct RequestFacts {
+    /// The model.
+    pub model: Option<Box<str>>,
+    /// How many tokens each choice of the answer may have at most. None: it does not say, or nothing that is a number above 0.
+    pub max_output: Option<u64>,
+    /// How many choices it wants; 0 if it does not say.
+    pub choices: u64,
+    /// Whether it wants a stream.
+    pub streams: bool,
+    /// Whether it wants a stream of `OpenAI` to say what was used.
+    pub asks_usage: bool,
+}
+
+/// What has been found.
 #[derive(Debug, Default)]
-struct ModelField(Option<Box<str>>);
+struct FoundFacts(RequestFacts);
 
 /// A place in a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -22,21 +39,42 @@ enum Place {
     Nowhere,
     Request,
     Model,
+    /// `generationConfig` of Gemini.
+    GenerationConfig,
+    /// `inferenceConfig` of Bedrock.
+    InferenceConfig,
+    /// `stream_options` of `OpenAI`.
+    StreamOptions,
+    MaxOutput,
+    Choices,
+    Stream,
+    IncludeUsage,
 }
 
 // === impl RequestReader ===
 
 impl RequestReader {
+    /// A reader of the whole body.
+    pub fn of_all() -> Self {
+        Self { reads_all: true, ..Self::default() }
+    }
+
     /// Reads the next piece of the body.
     pub fn push(&mut self, piece: &[u8]) {
-        if self.model.0.is_none() && !self.is_bad {
-            self.is_bad = self.scanner.push(piece, &mut self.model).is_err();
+        if !self.is_bad && (self.reads_all || self.found.0.model.is_none()) {
+            self.is_bad = self.scanner.push(piece, &mut self.found).is_err();
         }
     }
 
     /// The model that the body names.
     pub fn model(&self) -> Option<&str> {
-        self.model.0.as_deref()
+        self.found.0.model.as_deref()
+    }
+
+    /// The body has ended: what it says. None if it is not JSON.
+    pub fn finish(mut self) -> Option<RequestFacts> {
+        let is_whole = !self.is_bad && self.scanner.finish(&mut self.found);
+        is_whole.then_some(self.found.0)
     }
 }
 
@@ -57,9 +95,9 @@ pub fn model_in_path(path: &str) -> Option<Box<str>> {
     None
 }
 
-// === impl ModelField ===
+// === impl FoundFacts ===
 
-impl JsonSink for ModelField {
+impl JsonSink for FoundFacts {
     type Place = Place;
 
     fn root(&self) -> Place {
@@ -67,7 +105,21 @@ impl JsonSink for ModelField {
     }
 
     fn field(&self, object: Place, key: &str) -> Place {
-        if object == Place::Request && key == "model" { Place::Model } else { Place::Nowhere }
+        match (object, key) {
+            (Place::Request, "model") => Place::Model,
+            (Place::Request, "stream") => Place::Stream,
+            (Place::Request, "stream_options") => Place::StreamOptions,
+            (Place::Request, "generationConfig" | "generation_config") => Place::GenerationConfig,
+            (Place::Request, "inferenceConfig") => Place::InferenceConfig,
+            (Place::Request, "max_tokens" | "max_completion_tokens" | "max_output_tokens")
+            | (Place::GenerationConfig, "maxOutputTokens" | "max_output_tokens")
+            | (Place::InferenceConfig, "maxTokens") => Place::MaxOutput,
+            // Of the best of several, all are counted.
+            (Place::Request, "n" | "best_of")
+            | (Place::GenerationConfig, "candidateCount" | "candidate_count") => Place::Choices,
+            (Place::StreamOptions, "include_usage") => Place::IncludeUsage,
+            _ => Place::Nowhere,
+        }
     }
 
     fn element(&self, _: Place, _: u64) -> Place {
@@ -78,19 +130,43 @@ impl JsonSink for ModelField {
         if place == Place::Model { Want::Text } else { Want::Nothing }
     }
 
-    fn number(&mut self, _: Place, _: &str) {}
+    fn number(&mut self, place: Place, text: &str) {
+        let value = whole(text, 0).filter(|value| *value > 0);
+        match place {
+            Place::MaxOutput => self.0.max_output = self.0.max_output.max(value),
+            Place::Choices => self.0.choices = self.0.choices.max(value.unwrap_or(0)),
+            _ => {}
+        }
+    }
 
     fn text(&mut self, _: Place, text: &str) {
         if super::is_label(text) {
-            self.0 = Some(text.into());
+            self.0.model = Some(text.into());
+        }
+    }
+
+    fn literal(&mut self, place: Place, value: Option<bool>) {
+        match place {
+            Place::Stream => self.0.streams = value == Some(true),
+            Place::IncludeUsage => self.0.asks_usage = value == Some(true),
+            _ => {}
         }
     }
 
     fn length(&mut self, _: Place, _: u64) {}
 
-    fn begin_object(&mut self, _: Place) {}
+    fn begin_object(&mut self, place: Place) {
+        if place == Place::StreamOptions {
+            self.0.asks_usage = false;
+        }
+    }
 
     fn end_object(&mut self, _: Place) {}
+}
+
+/// Whether a path is that of `OpenAI`'s chat completions or completions, whose streams say what was used only if they are asked.
+pub fn is_completions(path: &str) -> bool {
+    path.rsplit('/').next() == Some("completions")
 }
 
 #[cfg(test)]
@@ -116,6 +192,85 @@ mod tests {
                 assert_eq!(reader.model(), model, "{body}");
             }
         }
+    }
+
+    fn facts(body: &str) -> Option<RequestFacts> {
+        let cut = |size: usize| {
+            let mut reader = RequestReader::of_all();
+            body.as_bytes().chunks(size).for_each(|piece| reader.push(piece));
+            reader.finish()
+        };
+        assert_eq!(cut(1), cut(1_000), "{body}");
+        cut(1)
+    }
+
+    #[test]
+    fn what_a_request_wants_is_found_in_every_dialect_and_order() {
+        for (body, max_output, choices) in [
+            (r#"{"max_tokens":100,"messages":[]}"#, Some(100), 0),
+            (r#"{"messages":[{"max_tokens":7}],"n":3,"max_completion_tokens":50}"#, Some(50), 3),
+            (r#"{"input":"","max_output_tokens":64}"#, Some(64), 0),
+            (r#"{"prompt":"x","best_of":4,"n":2,"max_tokens":5}"#, Some(5), 4),
+            (r#"{"generationConfig":{"candidateCount":2,"maxOutputTokens":9},"contents":[]}"#, Some(9), 2),
+            (r#"{"generation_config":{"candidate_count":2,"max_output_tokens":9}}"#, Some(9), 2),
+            (r#"{"messages":[],"inferenceConfig":{"maxTokens":300,"temperature":1}}"#, Some(300), 0),
+            // Only where the dialect has it.
+            (r#"{"maxTokens":5,"inferenceConfig":{"max_tokens":6},"generationConfig":{"n":7}}"#, None, 0),
+            (r#"{"metadata":{"max_tokens":5},"tools":[{"n":9,"inferenceConfig":{"maxTokens":1}}]}"#, None, 0),
+        ] {
+            let facts = facts(body).expect("JSON");
+            assert_eq!((facts.max_output, facts.choices), (max_output, choices), "{body}");
+        }
+    }
+
+    #[test]
+    fn hostile_numbers_are_harmless() {
+        let long = format!(r#"{{"max_tokens":1{}}}"#, "0".repeat(300));
+        for (body, max_output, choices) in [
+            (r#"{"max_tokens":-5,"n":-1}"#, None, 0),
+            (r#"{"max_tokens":0}"#, None, 0),
+            (r#"{"max_tokens":1e9,"n":1e15}"#, Some(1_000_000_000), 1_000_000_000_000_000),
+            (r#"{"max_tokens":1e400,"n":1e999999999999}"#, None, 0),
+            (r#"{"max_tokens":1e-400}"#, None, 0),
+            (r#"{"max_tokens":"100","n":null}"#, None, 0),
+            (r#"{"max_tokens":[100],"n":{"n":5}}"#, None, 0),
+            // Whichever of them the backend takes.
+            (r#"{"max_tokens":1,"max_tokens":90,"max_tokens":2}"#, Some(90), 0),
+            (r#"{"max_tokens":10,"max_completion_tokens":20}"#, Some(20), 0),
+            (r#"{"max\u005ftokens":30}"#, Some(30), 0),
+            (&long, None, 0),
+        ] {
+            let facts = facts(body).expect("JSON");
+            assert_eq!((facts.max_output, facts.choices), (max_output, choices), "{body}");
+        }
+        for body in ["", "max_tokens=5", r#"{"max_tokens":5"#, r#"{"max_tokens":5}}"#, "\u{0}"] {
+            assert_eq!(facts(body), None, "{body}");
+        }
+    }
+
+    #[test]
+    fn whether_a_stream_is_wanted_and_says_what_it_used() {
+        for (body, streams, asks_usage) in [
+            (r#"{"stream":true}"#, true, false),
+            (r#"{"stream_options":{"x":[],"include_usage":true},"stream":true}"#, true, true),
+            (r#"{"stream":true,"stream_options":{"include_usage":false}}"#, true, false),
+            (r#"{"stream":true,"stream_options":null}"#, true, false),
+            (
+                r#"{"stream":false,"stream":true,"stream_options":{"include_usage":true},"stream_options":{}}"#,
+                true,
+                false,
+            ),
+            (r#"{"stream":"true","include_usage":true,"a":{"stream":true}}"#, false, false),
+        ] {
+            let facts = facts(body).expect("JSON");
+            assert_eq!((facts.streams, facts.asks_usage), (streams, asks_usage), "{body}");
+        }
+    }
+
+    #[test]
+    fn of_a_whole_body_the_last_model_counts() {
+        let model = facts(r#"{"model":"a","n":1,"model":"b"}"#).and_then(|facts| facts.model);
+        assert_eq!(model.as_deref(), Some("b"));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! Must not know: how an answer arrives. Lists are transparent: an element stands where its list stands.
 
 use super::body::UsageSink;
+use super::inner::InnerDocument;
 use super::json::{JsonSink, Want, whole};
 use crate::model::tokens::TokenCounts;
 
@@ -110,6 +111,10 @@ pub(super) enum Place {
     OutputText,
     /// `trace` of Bedrock.
     Trace,
+    /// What Bedrock adds to the last event of a model.
+    Invocation,
+    /// An event of the model inside of one of Bedrock's.
+    Inner,
 }
 
 /// Hides [`Count`] from those who only pass places on.
@@ -132,6 +137,10 @@ pub(super) struct LlmUsage {
     id: Option<Box<str>>,
     has_error: bool,
     output_bytes: u64,
+    /// Whether a document may contain others.
+    unwraps: bool,
+    /// The one in progress.
+    inner: Option<Box<InnerDocument<Place>>>,
 }
 
 /// What was found.
@@ -216,6 +225,7 @@ impl Place {
                 "arguments" | "input" => Self::OutputText,
                 _ => Self::Nowhere,
             },
+            Self::Invocation => Self::of_invocation(key),
             Self::Trace => match key {
                 "promptRouter" => Self::Trace,
                 "invokedModelId" => Self::Model,
@@ -236,6 +246,9 @@ impl Place {
             "error" => Self::Error,
             "choices" => Self::Choices,
             "delta" | "content" | "candidates" | "output" => Self::Content,
+            // Models of Bedrock: Llama, Titan, Claude 2.
+            "generation" | "outputText" | "completion" => Self::OutputText,
+            "amazon-bedrock-invocationMetrics" => Self::Invocation,
             "trace" => Self::Trace,
             _ => Self::Nowhere,
         }
@@ -261,6 +274,16 @@ impl Place {
                 return Self::OutputDetails;
             }
             "cost" => return Self::Cost,
+            _ => return Self::Nowhere,
+        })
+    }
+
+    fn of_invocation(key: &str) -> Self {
+        number(match key {
+            "inputTokenCount" => Count::Input,
+            "outputTokenCount" => Count::Output,
+            "cacheReadInputTokenCount" => Count::CacheRead,
+            "cacheWriteInputTokenCount" => Count::CacheWrite,
             _ => return Self::Nowhere,
         })
     }
@@ -318,6 +341,9 @@ impl JsonSink for LlmUsage {
     }
 
     fn field(&self, object: Place, key: &str) -> Place {
+        if self.unwraps && object == Place::Answer && key == "bytes" {
+            return Place::Inner;
+        }
         object.field(key)
     }
 
@@ -329,8 +355,18 @@ impl JsonSink for LlmUsage {
         match place {
             Place::Model | Place::Id | Place::Modality => Want::Text,
             Place::Content | Place::OutputText | Place::Error => Want::Length,
+            Place::Inner => Want::Pieces,
             _ => Want::Nothing,
         }
+    }
+
+    fn piece(&mut self, _: Place, piece: &[u8]) {
+        let mut inner = self.inner.take().unwrap_or_default();
+        // An inner document contains no others.
+        self.unwraps = false;
+        inner.push(piece, self);
+        self.unwraps = true;
+        self.inner = Some(inner);
     }
 
     fn number(&mut self, place: Place, text: &str) {
@@ -366,7 +402,9 @@ impl JsonSink for LlmUsage {
 
     fn begin_object(&mut self, place: Place) {
         match place {
-            Place::Usage | Place::StartUsage | Place::Gemini => self.object = Reported::default(),
+            Place::Usage | Place::StartUsage | Place::Gemini | Place::Invocation => {
+                self.object = Reported::default()
+            }
             Place::Modalities => self.modality = (None, false),
             Place::Error => self.has_error = true,
             _ => {}
@@ -375,7 +413,9 @@ impl JsonSink for LlmUsage {
 
     fn end_object(&mut self, place: Place) {
         match place {
-            Place::Usage | Place::StartUsage => self.event.add(&std::mem::take(&mut self.object)),
+            Place::Usage | Place::StartUsage | Place::Invocation => {
+                self.event.add(&std::mem::take(&mut self.object))
+            }
             Place::Gemini => {
                 let mut object = std::mem::take(&mut self.object);
                 object.replaces = object != Reported::default();
@@ -477,13 +517,23 @@ impl UsageSink for LlmUsage {
         self.is_usage = name == b"token_usage";
     }
 
-    fn commit(&mut self) {
+    fn begin_frames(&mut self) {
+        self.unwraps = true;
+    }
+
+    fn commit(&mut self) -> bool {
+        if let Some(inner) = self.inner.take()
+            && !inner.finish(self)
+        {
+            return false;
+        }
         let event = std::mem::take(&mut self.event);
         self.total.add(&event);
+        true
     }
 
     fn discard(&mut self) {
-        self.event = Reported::default();
+        (self.event, self.inner) = (Reported::default(), None);
     }
 
     fn note_error(&mut self) {

@@ -6,7 +6,7 @@
 
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue};
 use http::{Method, StatusCode};
-use keygate::policy::meter::{MeteredRequest, Meter, MeterEnd, MeterRule, MeterSource, Metered, Missing};
+use keygate::policy::meter::{MeteredRequest, Meter, MeterEnd, MeterRule, MeterSource, Metered, Missing, Unpriced};
 use libfuzzer_sys::fuzz_target;
 
 const TYPES: [&str; 4] = ["application/json", "text/event-stream", "application/vnd.amazon.eventstream", ""];
@@ -23,7 +23,7 @@ fuzz_target!(|raw: &[u8]| {
 });
 
 fn metered<'b>(kind: &'static str, coding: &'static str, pieces: impl Iterator<Item = &'b [u8]>) -> Metered {
-    let rule = MeterRule { source: MeterSource::Llm, missing: Missing::Estimate, max_bytes: 1 << 20, hold: 1, clamp: false };
+    let rule = MeterRule { source: MeterSource::Llm, missing: Missing::Estimate, max_bytes: 1 << 20, hold: 1, clamp: false, unpriced: Unpriced::Admit, include_usage: true };
     let mut fields = HeaderMap::new();
     fields.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     fields.insert(CONTENT_ENCODING, HeaderValue::from_static(coding));
