@@ -20,11 +20,13 @@ use crate::keyring::{Entry, Keyring, Presented};
 use crate::model::digest::Digest;
 use crate::model::fault::Fault;
 use crate::model::id::EndUserId;
+use crate::model::key::Measure;
 use crate::policy::http::fields::HeaderFields;
 use crate::policy::http::path::{BadPath, decode_segment, split_target};
 use crate::policy::keys::authorize::{AuthorizationRequest, ResourceRequest, authorize, check_active};
 use crate::policy::keys::credential::{SecretPlace, end_user_in_header, end_user_in_query, presented};
 use crate::policy::keys::denial::{BadRequest, Denial};
+use crate::policy::keys::limit::Limits;
 use crate::policy::keys::secret::{Peppers, SecretShape, sha256, shape};
 use crate::policy::meter::PlannedHold;
 use crate::policy::routing::route::{EndUserFrom, ResourceFrom, Route, RouteMatch, RouteTable};
@@ -195,6 +197,14 @@ impl Gate {
                 Err(Denied::declined(declined, permit.route, permit.presented.entry))
             }
         }
+    }
+
+    /// Whether a limit in force counts what only a meter finds out.
+    pub fn is_metered(&self, permit: &Permit, at: Timestamp) -> bool {
+        let entry = permit.entry();
+        let plan = entry.workspace.plan(at);
+        let counts = |limits: &Limits| limits.iter().any(|limit| limit.count != Measure::Requests);
+        counts(&entry.limits(&plan)) || counts(&plan.workspace_limits) || counts(&plan.end_user_limits)
     }
 
     /// Whether the key of a waiting request is still valid.

@@ -56,7 +56,11 @@ pub(super) fn checked_meter(n: usize, file: MeterFile, reading: &mut ConfigReade
         if missing.is_some() && !reading.is_wrong(&meter_path) {
             reading.complain_of_conflict(&places, "has no effect without meter");
         }
-        for (key, is_set) in [("hold", hold != HOLD_DEFAULT), ("clamp", clamp), ("unpriced", unpriced == Some(Unpriced::Refuse))] {
+        for (key, is_set) in [
+            ("hold", hold != HOLD_DEFAULT),
+            ("clamp", clamp),
+            ("unpriced", unpriced == Some(Unpriced::Refuse)),
+        ] {
             let place = path(key);
             if is_set && !reading.is_wrong(&meter_path) {
                 reading.complain_of_conflict(&[&place, &meter_path], "has no effect without meter");

@@ -11,6 +11,7 @@ use crate::keyring::Entry;
 use crate::model::fault::{Fault, Lang};
 use crate::model::id::RequestId;
 use crate::policy::keys::denial::{BadRequest, Denial};
+use crate::policy::meter::RequestFacts;
 use crate::policy::routing::route::Route;
 use crate::telemetry::Recording;
 use crate::usage::PendingRecord;
@@ -61,8 +62,14 @@ pub struct Ctx {
     pub record: Option<PendingRecord>,
     /// Meters it, if its route is metered.
     pub meter: Option<Box<RequestMeter>>,
-    /// A body that was read ahead to find the end user; it is sent from here.
+    /// A body that was read ahead; it is sent from here.
     pub body: Option<Bytes>,
+    /// What it says about its use, if that was looked for.
+    pub facts: Option<Box<RequestFacts>>,
+    /// The first part of one that was too long to be read ahead. Pingora sends it before what is still to come.
+    pub body_start: BodyStart,
+    /// Whether a body was read ahead, or its first part.
+    pub is_read_ahead: bool,
     /// The part of the body received so far, kept if a backend may report that it has not processed the request.
     pub kept_body: Option<KeptBody>,
     /// Whether the body that was read ahead has been sent to a backend.
@@ -88,6 +95,15 @@ pub struct Ctx {
     /// Its trace spans, if it is traced.
     pub recording: Option<Recording>,
     _in_flight: InFlightGauge,
+}
+
+/// The first part of a request body.
+#[derive(Default)]
+pub struct BodyStart {
+    /// The bytes.
+    pub bytes: Option<Bytes>,
+    /// Whether this attempt has sent them.
+    pub is_sent: bool,
 }
 
 struct InFlightGauge(IntGauge);
@@ -118,6 +134,9 @@ impl Ctx {
             record: None,
             meter: None,
             body: None,
+            facts: None,
+            body_start: BodyStart::default(),
+            is_read_ahead: false,
             kept_body: None,
             is_body_sent: false,
             body_bytes: 0,

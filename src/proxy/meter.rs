@@ -8,13 +8,14 @@ use super::holds::{HeldUnits, UsualOutput};
 use crate::counter::Hold;
 use crate::metrics::Metrics;
 use crate::model::id::KeyId;
-use crate::model::tokens::{MeterReading, ReadingSource};
+use crate::model::tokens::ReadingSource;
 use crate::policy::http::field_lines::EditFields;
 use crate::policy::meter::{
-    Meter, MeterEnd, Metered, MeteredRequest, RequestReader, Unreadable, model_in_path,
+    Meter, MeterEnd, Metered, MeteredRequest, RequestReader, Unreadable, UsageEventFilter, model_in_path,
 };
 use crate::policy::routing::route::Route;
 use crate::usage::PendingRecord;
+use bytes::Bytes;
 use http::{HeaderValue, Method, StatusCode};
 use std::sync::Arc;
 
@@ -33,6 +34,10 @@ pub struct RequestMeter {
     usual: Arc<UsualOutput>,
     /// Whether the client gets this answer.
     is_answered: bool,
+    /// Whether Keygate has made the request ask for its usage, which the client did not.
+    pub asks_usage: bool,
+    /// Hides the usage from the client then.
+    filter: Option<UsageEventFilter>,
 }
 
 /// How a metered request ended.
@@ -66,6 +71,8 @@ impl RequestMeter {
             hold: None,
             usual: Arc::clone(usual),
             is_answered: false,
+            asks_usage: false,
+            filter: None,
         }))
     }
 
@@ -85,7 +92,29 @@ impl RequestMeter {
         if let Some(rule) = &self.route.meter {
             let request = MeteredRequest { method, request_id: request_id.as_bytes() };
             self.answer = Some(Meter::new(rule, &request, status, fields));
+            self.filter = self.asks_usage.then(|| UsageEventFilter::of(status, fields)).flatten();
         }
+    }
+
+    /// Whether a part of the answer is hidden from the client, so that its length is unknown.
+    pub const fn hides_usage(&self) -> bool {
+        self.filter.is_some()
+    }
+
+    /// What hides it, for whoever passes the answer on.
+    pub const fn take_filter(&mut self) -> Option<UsageEventFilter> {
+        self.filter.take()
+    }
+
+    /// What the client gets of a part of the answer's body; none: all of it.
+    pub fn shown(&mut self, part: &[u8], is_last: bool) -> Option<Bytes> {
+        let filter = self.filter.as_mut()?;
+        let mut shown = Vec::with_capacity(part.len());
+        filter.push(part, &mut shown);
+        if is_last {
+            filter.finish(&mut shown);
+        }
+        Some(shown.into())
     }
 
     /// The client gets the answer.
@@ -136,12 +165,6 @@ impl RequestMeter {
         }
         if metered.malformed_events > 0 {
             unreadable(Unreadable::Event).inc_by(metered.malformed_events);
-        }
-        let Some(MeterReading { tokens, .. }) = &metered.reading else { return };
-        for (kind, count) in tokens.kinds() {
-            if count > 0 {
-                self.metrics.tokens.with_label_values(&[&*self.route.name, kind]).inc_by(count);
-            }
         }
     }
 }

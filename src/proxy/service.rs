@@ -1,6 +1,5 @@
 //! Pingora's phases. Each one only calls the responsible module.
 
-use super::connection::CloseReason;
 use super::connection::h2_stream::keep_te;
 use super::ctx::Ctx;
 use super::message::RequestMessage;
@@ -9,10 +8,12 @@ use super::message::headers::{ForwardContext, X_REQUEST_ID, clean_trailers, end_
 use super::message::ratelimit::{self};
 use super::observe::access::{AccessLogLine, LoggedEnd};
 use super::request::attempt::{AttemptError, ForwardError, RetryFacts, restart_read_timeout, upstream_of};
-use super::request::body::forward_part;
+use super::request::body::{forward_part, start_body};
 use super::request::forward;
+use super::request::outcome::{class_of, give_back, outcome_of, release_permits};
 use super::request::preflight::EarlyOutcome;
 use super::request::rewind;
+use super::request::rewrite::set_usage_fields;
 use super::request::tunnel;
 use super::response::reply::{self, DEGRADED};
 use super::response::reply::{is_final, status_written};
@@ -86,6 +87,7 @@ impl ProxyHttp for Phases {
         };
         match decided {
             Ok(()) => {
+                self.prepare_body(session, ctx).await.map_err(ForwardError::into_pingora)?;
                 forget_case(session.req_header_mut());
                 Ok(false)
             }
@@ -103,6 +105,7 @@ impl ProxyHttp for Phases {
 
     async fn upstream_peer(&self, session: &mut Session, ctx: &mut Ctx) -> pingora::Result<Box<HttpPeer>> {
         rewind::rewind(session, ctx).await?;
+        ctx.body_start.is_sent = false;
         if let Some(meter) = &mut ctx.meter {
             // Another attempt sends the body from its beginning.
             meter.request = RequestReader::default();
@@ -192,9 +195,10 @@ impl ProxyHttp for Phases {
                 _ => {}
             }
             forward::apply(fields, &told.route.forward.request);
-            if ctx.body.is_some() || asks_us {
+            if ctx.is_read_ahead || asks_us {
                 fields.remove(http::header::EXPECT);
             }
+            set_usage_fields(fields, ctx);
             Ok(())
         })
     }
@@ -225,6 +229,7 @@ impl ProxyHttp for Phases {
             restart_read_timeout(ctx);
             return Ok(());
         }
+        start_body(ctx, body);
         ctx.body_bytes += body.as_ref().map_or(0, |b| u64::try_from(b.len()).unwrap_or(u64::MAX));
         if ctx.route.as_ref().is_some_and(|route| ctx.body_bytes > route.max_body_bytes) {
             // The client is the cause. Over HTTP/2, Pingora takes an error without a source for one of the backend,
@@ -272,6 +277,9 @@ impl ProxyHttp for Phases {
         if let Some(meter) = &mut ctx.meter {
             let method = &session.req_header().method;
             meter.answer_head(method, &ctx.request_id, response.status, &response.headers);
+            if meter.hides_usage() {
+                reply::frame_without_length(session, response)?;
+            }
         }
         reply::close_if_stopping(session);
         if session.req_header().version == Version::HTTP_10 {
@@ -301,7 +309,9 @@ impl ProxyHttp for Phases {
     ) -> pingora::Result<Option<Bytes>> {
         clean_trailers(trailers);
         Proxy::on_response_complete(ctx, true, ctx.body_bytes);
-        Ok(None)
+        // An event that the backend has not ended.
+        let left = ctx.meter.as_mut().and_then(|meter| meter.shown(b"", true));
+        Ok(left.filter(|left| !left.is_empty()))
     }
 
     fn response_body_filter(
@@ -314,8 +324,12 @@ impl ProxyHttp for Phases {
         if let (Some(part), Some(frames)) = (&body, ctx.attempts.frames()) {
             frames.pass(part);
         }
-        if let (Some(part), Some(meter)) = (&body, &mut ctx.meter) {
+        if let Some(meter) = &mut ctx.meter {
+            let part = body.as_deref().unwrap_or_default();
             meter.answer_part(part);
+            if let Some(shown) = meter.shown(part, end_of_stream) {
+                *body = Some(shown);
+            }
         }
         let mut came = 0;
         if let (Some(part), Some(connection)) = (body, &ctx.connection) {
@@ -537,54 +551,5 @@ impl Proxy {
 
     pub(super) fn elapsed(&self, ctx: &Ctx) -> Duration {
         Duration::from_nanos(self.clock.now().steady_ns.saturating_sub(ctx.arrived.steady_ns))
-    }
-}
-
-/// Refunds a request that has not reached a backend.
-pub(super) fn give_back(ctx: &mut Ctx) {
-    if let Some(admission) = ctx.admission.take() {
-        admission.give_back();
-    }
-    if let Some(record) = &mut ctx.record {
-        record.given_back();
-    }
-}
-
-/// The request is no longer in flight: releases its permits.
-pub(super) fn release_permits(ctx: &mut Ctx) {
-    ctx.admission = None;
-    ctx.attempts.ends();
-    if let Some(connection) = &ctx.connection {
-        connection.release_permits();
-    }
-}
-
-/// The outcome of a request. `written` is the status sent to the client, if any.
-pub(super) fn outcome_of(ctx: &Ctx, error: Option<ForwardError>, written: Option<u16>) -> Outcome {
-    match (ctx.fault, error) {
-        (None, Some(_))
-            if ctx.connection.as_ref().is_some_and(|c| c.close_reason() == Some(CloseReason::RestLate)) =>
-        {
-            Outcome::Served
-        }
-        (Some(Fault::BadGateway | Fault::GatewayTimeout), _) | (Some(Fault::ServiceUnavailable), Some(_)) => {
-            Outcome::UpstreamFailed
-        }
-        (Some(_), _) => Outcome::Denied,
-        (None, _) if ctx.attempts.is_tunnel() => Outcome::Served,
-        (None, Some(error)) if error.is_client() || written.is_none() => Outcome::Aborted,
-        (None, Some(_)) => Outcome::UpstreamFailed,
-        (None, None) => Outcome::Served,
-    }
-}
-
-/// The class of a status in metrics.
-pub(super) const fn class_of(status: u16) -> &'static str {
-    match status {
-        100..200 => "1xx",
-        200..300 => "2xx",
-        300..400 => "3xx",
-        400..500 => "4xx",
-        _ => "5xx",
     }
 }

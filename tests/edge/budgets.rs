@@ -46,6 +46,15 @@ fn question(key: &Key) -> Request {
     Request::post("/v1/chat/completions", QUESTION).bearer(&key.secret)
 }
 
+/// A question whose input is estimated as more than it is, so that it holds enough, also when its output is known.
+fn long_question(key: &Key) -> Request {
+    Request::post("/v1/chat/completions", long_body()).bearer(&key.secret)
+}
+
+fn long_body() -> String {
+    QUESTION.replace("Hello? 7", &"Hello? 7".repeat(50))
+}
+
 /// `used`, `held` and `percentage` of the limit of that measure in the statistics.
 fn usage(gateway: &Gateway, key: &Key, count: &str) -> (u64, u64, f64) {
     let stats = gateway.stats(key);
@@ -80,11 +89,11 @@ fn a_budget_is_used_up_and_never_passed_by_many_streams_that_hold_enough() {
                     if (n + turn) % 8 == 0 {
                         // Leaves when the answer has begun, or was refused.
                         let mut client = gateway.connect();
-                        client.send(&question(key).bytes());
+                        client.send(&long_question(key).bytes());
                         _ = client.response_head();
                         continue;
                     }
-                    match gateway.call(&question(key)).status {
+                    match gateway.call(&long_question(key)).status {
                         200 => whole.fetch_add(1, Ordering::Relaxed),
                         429 => refused.fetch_add(1, Ordering::Relaxed),
                         other => panic!("{other}"),
@@ -95,11 +104,11 @@ fn a_budget_is_used_up_and_never_passed_by_many_streams_that_hold_enough() {
     });
     eventually_true("nothing is held", || nothing_is_held(&gateway));
     // What is left is too little for another hold, or is used up one by one.
-    while gateway.call(&question(&key)).status == 200 {
+    while gateway.call(&long_question(&key)).status == 200 {
         whole.fetch_add(1, Ordering::Relaxed);
     }
     assert!(refused.load(Ordering::Relaxed) > 0, "64 streams hold more than there is");
-    let hold = HOLD + u64::try_from(QUESTION.len()).unwrap().div_ceil(4);
+    let hold = HOLD + u64::try_from(long_body().len()).unwrap().div_ceil(4);
     // Whatever the counters refuse, the ledger will know.
     eventually_true("all is stored", || usage(&gateway, &key, "tokens").0 > BUDGET - hold);
     let (used, held, _) = usage(&gateway, &key, "tokens");

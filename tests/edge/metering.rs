@@ -18,7 +18,7 @@ const EVENTS: [&str; 4] = [
      \"prompt_tokens_details\":{\"cached_tokens\":30},\"cost\":0.0005}}\n\n",
     "data: [DONE]\n\n",
 ];
-const QUESTION: &str = r#"{"model":"gpt-4o","stream":true,"messages":[{"role":"user","content":"Hello?"}]}"#;
+const QUESTION: &str = r#"{"model":"gpt-4o","stream":true,"stream_options":{"include_usage":true},"messages":[{"role":"user","content":"Hello?"}]}"#;
 const STREAM_HEAD: &[u8] =
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nX-Request-Id: req_1\r\nTransfer-Encoding: chunked\r\n\r\n";
 
@@ -91,7 +91,7 @@ fn assert_metric(gateway: &Gateway, series: &str, value: u64) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_is_metered_and_unchanged_over_both_versions() {
     let (origin, gateway, key) = metered();
-    assert_metric(&gateway, "keygate_tokens_total{kind=\"input\",route=\"llm\"}", 0);
+    assert_metric(&gateway, "keygate_tokens_total{kind=\"input\",model=\"other\",route=\"llm\"}", 0);
     assert_metric(&gateway, "keygate_meter_unreadable_total{reason=\"event\"}", 0);
     stream(&origin, &EVENTS, EVENTS.len(), &Hold::new());
     let response = gateway.call(&Request::post("/v1/chat/completions", QUESTION).bearer(&key.secret));
@@ -103,8 +103,8 @@ async fn a_stream_is_metered_and_unchanged_over_both_versions() {
         let told = json!([130, 90, 30, 40, 500_000, "reported", "gpt-4o", "gpt-4o-2024-08-06", "req_1"]);
         assert_eq!(usage(&row), told, "{row:#}");
     }
-    assert_metric(&gateway, "keygate_tokens_total{kind=\"input\",route=\"llm\"}", 180);
-    assert_metric(&gateway, "keygate_tokens_total{kind=\"cached\",route=\"llm\"}", 60);
+    assert_metric(&gateway, "keygate_tokens_total{kind=\"input\",model=\"other\",route=\"llm\"}", 180);
+    assert_metric(&gateway, "keygate_tokens_total{kind=\"cached\",model=\"other\",route=\"llm\"}", 60);
     assert_metric(&gateway, "keygate_meter_unreadable_total{reason=\"event\"}", 2);
     assert_metric(&gateway, "keygate_meter_unreadable_total{reason=\"no_usage\"}", 0);
 }
@@ -205,7 +205,7 @@ fn an_answer_that_took_two_attempts_is_counted_once() {
     assert_eq!(gateway.get("/header", &key.secret).status, 200);
     assert_eq!(attempts.load(Ordering::Acquire), 2);
     assert_eq!(gateway.wait_for_logs(&key, 1)[0]["tokens_used"], 7);
-    assert_metric(&gateway, "keygate_tokens_total{kind=\"total\",route=\"header\"}", 7);
+    assert_metric(&gateway, "keygate_tokens_total{kind=\"total\",model=\"other\",route=\"header\"}", 7);
 }
 
 #[test]
@@ -223,7 +223,7 @@ fn each_kind_of_meter_says_what_it_found() {
     assert_eq!(row_of("GET", "/units"), (42, Some("reported".into())));
     assert_eq!(gateway.call(&Request::get("/open")).status, 200);
     eventually_true("a request without a key is metered too", || {
-        gateway.metrics().contains("keygate_tokens_total{kind=\"total\",route=\"open\"} 42")
+        gateway.metrics().contains("keygate_tokens_total{kind=\"total\",model=\"other\",route=\"open\"} 42")
     });
     assert_eq!(row_of("POST", "/zero/chat"), (0, Some("missing".into())));
     assert_eq!(row_of("GET", "/v1/models"), (0, None));

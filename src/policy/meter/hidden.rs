@@ -45,6 +45,7 @@ enum Way {
 
 /// The data of the event in progress.
 #[derive(Debug, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 struct Event {
     scanner: JsonScanner<Place>,
     /// It has data, and nothing of it shows that it cannot be hidden.

@@ -403,7 +403,7 @@ impl JsonSink for LlmUsage {
     fn begin_object(&mut self, place: Place) {
         match place {
             Place::Usage | Place::StartUsage | Place::Gemini | Place::Invocation => {
-                self.object = Reported::default()
+                self.object = Reported::default();
             }
             Place::Modalities => self.modality = (None, false),
             Place::Error => self.has_error = true,
@@ -414,7 +414,7 @@ impl JsonSink for LlmUsage {
     fn end_object(&mut self, place: Place) {
         match place {
             Place::Usage | Place::StartUsage | Place::Invocation => {
-                self.event.add(&std::mem::take(&mut self.object))
+                self.event.add(&std::mem::take(&mut self.object));
             }
             Place::Gemini => {
                 let mut object = std::mem::take(&mut self.object);

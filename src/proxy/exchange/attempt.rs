@@ -11,6 +11,7 @@ use super::pipe::{Pipe, WireFraming};
 use crate::policy::http::answer::{AnswerHead, BodyEnd, check_answer};
 use crate::policy::http::chunks::ChunkParser;
 use crate::policy::http::head::{Framing, find_end};
+use crate::policy::meter::UsageEventFilter;
 use crate::policy::upstream::retry::AttemptFailure;
 use crate::proxy::connection::Connection;
 use crate::proxy::connection::h1_stream::H1ClientStream;
@@ -66,6 +67,10 @@ pub(super) struct Attempt<'a> {
     /// Body bytes of the response written to the client, and body bytes being written.
     pub(super) sent: u64,
     sending: u64,
+    /// Hides the usage from the client, who did not ask for it.
+    filter: Option<UsageEventFilter>,
+    /// Bytes of the pending part as the backend has sent it.
+    came: usize,
 }
 
 /// State of the upload, which is the request's head and body.
@@ -117,6 +122,8 @@ impl<'a> Attempt<'a> {
             surplus: false,
             sent: 0,
             sending: 0,
+            filter: None,
+            came: 0,
         }
     }
 
@@ -161,11 +168,11 @@ impl<'a> Attempt<'a> {
         &mut self,
         lead: Vec<u8>,
         end: BodyEnd,
-        framing: WireFraming,
+        (framing, filter): (WireFraming, Option<UsageEventFilter>),
     ) -> Result<Part, Broken> {
         self.body.stop_keeping();
         *self.down.lead() = lead;
-        (self.left, self.framing) = (end, framing);
+        (self.left, self.framing, self.filter) = (end, framing, filter);
         let came = std::mem::take(&mut self.head);
         self.down.set_filled(came);
         self.take_part()
@@ -187,9 +194,9 @@ impl<'a> Attempt<'a> {
         .await
     }
 
-    /// The data of the pending part.
+    /// The data of the pending part, as the backend has sent it.
     pub(super) fn part(&self) -> &[u8] {
-        self.down.data()
+        self.down.read(self.came)
     }
 
     /// Writes the last part to the client.
@@ -316,7 +323,7 @@ impl<'a> Attempt<'a> {
             }
             let part = self.take_part()?;
             // A part with only chunk framing holds no data for the client.
-            if matches!(part, Part::Last) || !self.down.is_empty() {
+            if matches!(part, Part::Last) || self.came > 0 {
                 return Poll::Ready(Ok(part));
             }
         }
@@ -339,9 +346,20 @@ impl<'a> Attempt<'a> {
             }
         };
         self.surplus |= taken < came.len();
-        self.sending = data as u64;
+        self.came = data;
         let is_end = is_last && self.framing == WireFraming::Chunked;
-        self.down.send(0..data, self.framing, is_end);
+        let Some(filter) = &mut self.filter else {
+            self.sending = data as u64;
+            self.down.send(0..data, self.framing, is_end);
+            return Ok(if is_last { Part::Last } else { Part::Some });
+        };
+        let mut shown = Vec::with_capacity(data);
+        filter.push(self.down.read(data), &mut shown);
+        if is_last {
+            filter.finish(&mut shown);
+        }
+        self.sending = shown.len() as u64;
+        self.down.send_given(shown.into(), self.framing, is_end);
         Ok(if is_last { Part::Last } else { Part::Some })
     }
 

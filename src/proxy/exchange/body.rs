@@ -106,8 +106,16 @@ impl RequestBody {
         }
     }
 
-    /// Stores the whole body after it was read ahead.
-    pub(super) fn set_whole(&mut self, body: Bytes) {
-        self.here = body;
+    /// Stores what was read ahead, which is all that has come of the body.
+    pub(super) fn set_here(&mut self, body: Bytes) {
+        (self.here, self.is_spent) = (body, false);
+    }
+
+    /// Stores a body in place of the one that was read ahead.
+    pub(super) fn change(&mut self, body: Bytes) {
+        if let Framing::Length(length) = &mut self.framing {
+            *length = u64::try_from(body.len()).unwrap_or(u64::MAX);
+        }
+        self.set_here(body);
     }
 }

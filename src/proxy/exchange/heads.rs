@@ -18,8 +18,8 @@ use crate::proxy::response::reply::Reply;
 use crate::proxy::state::Proxy;
 use bytes::BytesMut;
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, DATE, EXPECT, HOST, HeaderName, HeaderValue, ORIGIN, TRANSFER_ENCODING,
-    UPGRADE,
+    ACCEPT_ENCODING, CONNECTION, CONTENT_LENGTH, DATE, EXPECT, HOST, HeaderName, HeaderValue, ORIGIN,
+    TRANSFER_ENCODING, UPGRADE,
 };
 use http::{Method, Version};
 use pingora::protocols::http::date::get_cached_date;
@@ -122,7 +122,11 @@ pub(super) fn request_head(
         forward::set_host(&mut fields, &HostRule::Server, ctx.attempts.server())?;
     }
     forward::apply(&mut fields, &told.route.forward.request);
-    if ctx.body.is_some() || message.version == Version::HTTP_10 {
+    if ctx.meter.as_ref().is_some_and(|meter| meter.asks_usage) {
+        // The event that is hidden can be found only in a stream that is not compressed.
+        fields.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    }
+    if ctx.is_read_ahead || message.version == Version::HTTP_10 {
         // The body is already here, or the client speaks HTTP/1.0, which has no 100-continue (RFC 9110, 10.1.1).
         fields.remove(&EXPECT);
     }
@@ -187,7 +191,7 @@ pub(super) fn answer_head(
     proxy: &Proxy,
     ctx: &Ctx,
     message: &RequestMessage<'_>,
-    (answer, read): (&AnswerHead, &mut [u8]),
+    (answer, read, hides_usage): (&AnswerHead, &mut [u8], bool),
     (framing, stays): (WireFraming, bool),
 ) -> pingora::Result<Vec<u8>> {
     let mut head = Vec::with_capacity(HEAD);
@@ -198,6 +202,9 @@ pub(super) fn answer_head(
     let is_upgrade = answer.status == 101;
     let origin = message.fields.first(&ORIGIN).and_then(|origin| HeaderValue::from_bytes(origin).ok());
     proxy.edit_answer(&mut fields, ctx, is_upgrade, origin.as_ref())?;
+    if hides_usage {
+        fields.remove(&CONTENT_LENGTH);
+    }
     let says_coding = *message.method == Method::HEAD && message.version == Version::HTTP_11;
     if framing == WireFraming::Chunked && !fields.has(&TRANSFER_ENCODING) {
         fields.append(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));

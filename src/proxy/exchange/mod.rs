@@ -25,13 +25,15 @@ use super::connection::{BufferedBody, Connection, EXCHANGE_BUFFER};
 use super::ctx::Ctx;
 use super::message::RequestMessage;
 use super::request::attempt::{ForwardError, RetryFacts, restart_read_timeout, upstream_of};
+use super::request::body::ReadAhead;
 use super::request::decide::coding_of;
 use super::request::preflight::EarlyDecision;
+use super::request::rewrite::failed_read;
 use super::request::tunnel::{is_asked_for, last_frame};
 use super::response::reply::Reply;
 use super::state::Proxy;
 use super::upstream::{ConnectError, Upstream, UpstreamConnection};
-use crate::gate::{Denied, NamedEndUser, Permit};
+use crate::gate::{Denied, Permit};
 use crate::model::fault::Fault;
 use crate::policy::http::answer::BodyEnd;
 use crate::policy::http::field_lines::FieldLines;
@@ -161,7 +163,9 @@ impl Exchange<'_> {
             EarlyDecision::Decided(decided) => decided,
             EarlyDecision::No => match proxy.permit(&self.message, self.ctx) {
                 Err(denied) => Err(denied),
-                Ok(Some(permit)) if self.has_to_read(&permit) && !self.is_ours() => {
+                Ok(Some(permit))
+                    if proxy.has_to_read_first(&self.message, self.ctx, &permit) && !self.is_ours() =>
+                {
                     self.ctx.permit = Some(permit);
                     return Decision::Pingora;
                 }
@@ -180,11 +184,6 @@ impl Exchange<'_> {
         }
     }
 
-    /// Whether the body names the end user and must be read ahead.
-    fn has_to_read(&self, permit: &Permit) -> bool {
-        matches!(permit.end_user(), NamedEndUser::Body(_)) && self.body.exists()
-    }
-
     /// Whether the exchange can forward this request: its backend speaks HTTP/1.1, or the request asks for a tunnel.
     fn is_ours(&self) -> bool {
         let protocol = upstream_of(self.ctx).map(|upstream| &upstream.settings.protocol);
@@ -192,21 +191,40 @@ impl Exchange<'_> {
     }
 
     async fn admit(&mut self, proxy: &Proxy, permit: Permit) -> Result<(), Box<Denied>> {
-        if self.has_to_read(&permit) {
+        if proxy.has_to_read_first(&self.message, self.ctx, &permit) {
             let coding = coding_of(self.message.fields);
             let max = proxy.limits.end_user_body_bytes;
             let expects = self.message.fields.first(&EXPECT).is_some();
             let read = read_ahead(self.client, self.connection, &mut self.body, max, expects);
-            let (permit, name) = proxy.end_user_in_body(self.ctx, permit, coding, read).await?;
+            let (permit, name) = proxy.read_body(self.ctx, permit, coding, read).await?;
             return proxy.admit(&self.message, self.ctx, permit, name).await;
         }
         let name = permit.end_user().outside_body();
         proxy.admit(&self.message, self.ctx, permit, name).await
     }
 
+    /// Reads the body and makes the request ask for its usage, where that is needed.
+    async fn prepare_body(&mut self) -> Result<(), ForwardError> {
+        let proxy = Arc::clone(self.server.proxy);
+        if proxy.has_to_read_for_usage(&self.message, self.ctx) {
+            self.ctx.is_read_ahead = true;
+            let max = proxy.limits.end_user_body_bytes;
+            let expects = self.message.fields.first(&EXPECT).is_some();
+            let read = read_ahead(self.client, self.connection, &mut self.body, max, expects).await;
+            if let ReadAhead::Whole(body) = read.map_err(|denial| failed_read(&denial))? {
+                self.ctx.body = Some(body);
+            }
+        }
+        if let Some(changed) = proxy.ask_for_usage(&self.message, self.ctx)? {
+            self.body.change(changed);
+        }
+        Ok(())
+    }
+
     /// Forwards the request, to one server after another until one responds.
     async fn forward(&mut self) -> Result<(), ForwardError> {
         let proxy = Arc::clone(self.server.proxy);
+        self.prepare_body().await?;
         if let Some(meter) = &mut self.ctx.meter {
             self.body.read_with(std::mem::take(&mut meter.request));
         }
@@ -301,14 +319,19 @@ impl Exchange<'_> {
             let status = StatusCode::from_u16(answer.status).unwrap_or_default();
             meter.answer_head(self.message.method, &self.ctx.request_id, status, &fields);
         }
-        let framing = heads::framing_for(&self.message, end);
-        let by_close = matches!(end, BodyEnd::Close | BodyEnd::Chunked) && framing == WireFraming::Plain;
+        let filter = self.ctx.meter.as_mut().and_then(|meter| meter.take_filter());
+        // A body of which a part is hidden has no known length.
+        let end_shown = if filter.is_some() { BodyEnd::Close } else { end };
+        let framing = heads::framing_for(&self.message, end_shown);
+        let by_close =
+            matches!(end_shown, BodyEnd::Close | BodyEnd::Chunked) && framing == WireFraming::Plain;
         self.may_stay &= !by_close && !is_upgrade && attempt.may_follow() && !*self.server.stop.borrow();
         let told = (framing, self.may_stay);
-        let lead = heads::answer_head(&proxy, self.ctx, &self.message, (&answer, &mut read), told);
+        let lead =
+            heads::answer_head(&proxy, self.ctx, &self.message, (&answer, &mut read, filter.is_some()), told);
         let lead = lead.map_err(|_| Broken::Other(ForwardError::Internal))?;
         // An invalid start of the body is found here, before any of the response is sent to the client.
-        let part = attempt.begin_answer(lead, end, framing)?;
+        let part = attempt.begin_answer(lead, end, (framing, filter))?;
         proxy.note_first_byte(self.ctx, answer.status);
         self.connection.set_close_ends_answer(by_close);
         self.written = Some(answer.status);
@@ -422,7 +445,7 @@ async fn ended(connection: &Connection) {
     .await;
 }
 
-/// Reads the whole body, at most `max` bytes. The bytes count as an upload of `connection`; the request is refused if
+/// Reads the whole body, unless it is longer than `max` bytes. The bytes count as an upload of `connection`; the request is refused if
 /// there is no room for them.
 async fn read_ahead(
     client: &mut H1ClientStream,
@@ -430,10 +453,10 @@ async fn read_ahead(
     body: &mut RequestBody,
     max: u64,
     expects: bool,
-) -> Result<Bytes, Denial> {
-    let (too_large, late) = (Denial::Plain(Fault::PayloadTooLarge), || Denial::Plain(Fault::RequestTimeout));
+) -> Result<ReadAhead, Denial> {
+    let late = || Denial::Plain(Fault::RequestTimeout);
     let length = match body.framing {
-        Framing::Length(length) if length > max => return Err(too_large),
+        Framing::Length(length) if length > max => return Ok(ReadAhead::TooLong(Bytes::new())),
         Framing::Length(length) => Some(length),
         _ => None,
     };
@@ -447,13 +470,11 @@ async fn read_ahead(
         if !whole.add(&part) {
             return Err(Denial::Plain(Fault::ServiceUnavailable));
         }
-        if whole.so_far() > max {
-            return Err(too_large);
-        }
-        if client.is_between_requests() {
-            let whole = whole.whole();
-            body.set_whole(whole.clone());
-            return Ok(whole);
+        let is_whole = client.is_between_requests();
+        if is_whole || whole.so_far() > max {
+            let read = whole.whole();
+            body.set_here(read.clone());
+            return Ok(if is_whole { ReadAhead::Whole(read) } else { ReadAhead::TooLong(read) });
         }
         part.clear();
         part.reserve(EXCHANGE_BUFFER);

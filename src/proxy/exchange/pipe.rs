@@ -86,9 +86,9 @@ impl Pipe {
         self.data = data;
     }
 
-    /// The body bytes queued from those read.
-    pub(super) fn data(&self) -> &[u8] {
-        &self.buf[self.data.clone()]
+    /// The first `bytes` of those read last.
+    pub(super) fn read(&self, bytes: usize) -> &[u8] {
+        self.buf.get(..bytes).unwrap_or_default()
     }
 
     /// Queues all bytes read, unchanged.

@@ -12,7 +12,7 @@ use crate::policy::upstream::balance::{Balancing, HashBy, hash};
 use crate::policy::upstream::retry::{AttemptFailure, RetryRequest};
 use crate::proxy::connection::kept_body::KeptBody;
 use crate::proxy::connection::{BackendTimeout, CloseReason};
-use crate::proxy::ctx::Ctx;
+use crate::proxy::ctx::{BodyStart, Ctx};
 use crate::proxy::message::RequestMessage;
 use crate::proxy::response::reply::status_written;
 use crate::proxy::state::Proxy;
@@ -163,7 +163,7 @@ impl Proxy {
         }
         Self::await_backend(ctx, left);
         // A retry keeps its body again.
-        let is_kept = ctx.attempts.stream.is_some() && has_body && ctx.body.is_none();
+        let is_kept = ctx.attempts.stream.is_some() && has_body && !ctx.is_read_ahead;
         ctx.kept_body = is_kept.then(KeptBody::default);
         Ok(peer)
     }
@@ -272,6 +272,9 @@ impl Proxy {
     pub(in crate::proxy) fn on_answer(&self, ctx: &mut Ctx, status: u16) {
         ctx.attempts.answer = AnswerState::Well;
         ctx.kept_body = None;
+        if ctx.body_start.is_sent {
+            ctx.body_start = BodyStart::default();
+        }
         if let Some(connection) = &ctx.connection {
             connection.mark_answered();
         }
@@ -474,6 +477,9 @@ impl ForwardError {
         match self {
             Self::Unavailable => Error::explain(ErrorType::HTTPStatus(503), "no upstream server"),
             Self::BackendLate => Error::explain(ErrorType::ReadTimedout, "request timeout reached").into_up(),
+            Self::ClientLate => {
+                Error::explain(ErrorType::ReadTimedout, "request body did not arrive in time").into_down()
+            }
             _ => Error::explain(ErrorType::InternalError, "request without a route"),
         }
     }

@@ -3,6 +3,7 @@
 use crate::model::fault::Fault;
 use crate::policy::keys::denial::Denial;
 use crate::proxy::connection::{BufferedBody, Connection};
+use crate::proxy::ctx::{BodyStart, Ctx};
 use crate::proxy::message::content_length;
 use bytes::Bytes;
 use http::header::EXPECT;
@@ -22,6 +23,16 @@ const COUNTED_PART: usize = 1024;
 /// Whether a body of this length may exceed the uncounted bytes; none: the length is unknown.
 pub(in crate::proxy) fn is_counted(length: Option<u64>) -> bool {
     length.is_none_or(|length| length > UNCOUNTED)
+}
+
+/// Puts the part of a body that was read ahead in front of the first part that follows it.
+pub(in crate::proxy) fn start_body(ctx: &mut Ctx, part: &mut Option<Bytes>) {
+    let BodyStart { bytes: Some(start), is_sent: is_sent @ false } = &mut ctx.body_start else { return };
+    *is_sent = true;
+    *part = Some(match part.take() {
+        Some(part) if !part.is_empty() => [&start[..], &part[..]].concat().into(),
+        _ => start.clone(),
+    });
 }
 
 /// Passes a part of a body on to the backend once there is room for it. `so_far` includes this part. No more is read
@@ -47,7 +58,15 @@ pub(in crate::proxy) async fn forward_part(
     }
 }
 
-/// Reads the whole body, at most `max` bytes.
+/// What was read of a body ahead of its forwarding.
+pub(in crate::proxy) enum ReadAhead {
+    /// All of it. It may be longer if it came with its head.
+    Whole(Bytes),
+    /// More than may be read; the rest is still to come.
+    TooLong(Bytes),
+}
+
+/// Reads the whole body, unless it is longer than `max` bytes.
 ///
 /// Pingora forwards a body that was read here from its replay buffer, which holds 64 KiB. A longer body is forwarded
 /// from the copy made here; its last part, kept in the replay buffer, makes Pingora send it. If the last part cannot
@@ -59,11 +78,13 @@ pub(in crate::proxy) async fn read_ahead(
     session: &mut Session,
     max: u64,
     connection: &Arc<Connection>,
-) -> Result<Bytes, Denial> {
+) -> Result<ReadAhead, Denial> {
     let length = content_length(session);
     if length.is_some_and(|l| l > max) {
-        return Err(Denial::Plain(Fault::PayloadTooLarge));
+        return Ok(ReadAhead::TooLong(Bytes::new()));
     }
+    // A body that has come with its head is in memory already.
+    let is_here = length.is_none() && !connection.is_stream() && connection.has_whole_body();
     if session.req_header().headers.contains_key(EXPECT) {
         session.write_continue_response().await.map_err(|_| Denial::Plain(Fault::RequestTimeout))?;
     }
@@ -92,12 +113,14 @@ pub(in crate::proxy) async fn read_ahead(
                 // Only the end of the body is still to be read, or nothing. Pingora has nothing to replay except the
                 // copy made here.
                 session.enable_retry_buffering();
-                return Ok(body.whole());
+                return Ok(ReadAhead::Whole(body.whole()));
             }
             Err(_) => return Err(Denial::Plain(Fault::RequestTimeout)),
         }
-        if body.so_far() > max {
-            return Err(Denial::Plain(Fault::PayloadTooLarge));
+        if body.so_far() > max && !is_here {
+            // Makes Pingora send a body of which only the end is still to come.
+            session.enable_retry_buffering();
+            return Ok(ReadAhead::TooLong(body.whole()));
         }
     }
 }

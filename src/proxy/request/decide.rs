@@ -2,8 +2,8 @@
 //! request.
 
 use super::attempt::upstream_of;
-use super::body::{is_counted, read_ahead};
-use crate::gate::{Authorized, Denied, KeylessPermit, NamedEndUser, Permit, RequestView};
+use super::body::is_counted;
+use crate::gate::{Authorized, Denied, KeylessPermit, Permit, RequestView};
 use crate::keyring::Entry;
 use crate::model::fault::{Fault, Lang};
 use crate::model::id::{KeyId, WorkspaceId};
@@ -11,9 +11,8 @@ use crate::policy::http::coding::Coding;
 use crate::policy::http::fields::HeaderFields;
 use crate::policy::http::head::{self, METHOD_MAX, TARGET_MAX};
 use crate::policy::http::path::{canonical, check_query, escape_loose, has_encoded_slash, split_target};
-use crate::policy::keys::credential::end_user_in_coded_body;
 use crate::policy::keys::denial::{BadRequest, Denial};
-use crate::policy::meter::{HoldBounds, HoldRequest, PlannedHold, model_in_path};
+use crate::policy::meter::{HoldBounds, HoldRequest, PlannedHold};
 use crate::policy::prices::PriceTable;
 use crate::policy::routing::route::Route;
 use crate::proxy::connection::Connection;
@@ -23,7 +22,6 @@ use crate::proxy::message::headers::{X_FORWARDED_FOR, X_FORWARDED_PROTO, X_REQUE
 use crate::proxy::meter::RequestMeter;
 use crate::proxy::state::Proxy;
 use crate::usage::{PendingRecord, RecordStart};
-use bytes::Bytes;
 use http::header::{
     ACCEPT_LANGUAGE, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, EXPECT, HOST, HeaderValue, USER_AGENT,
 };
@@ -49,7 +47,7 @@ impl Proxy {
                 None => return Ok(()),
             },
         };
-        let (permit, end_user) = self.end_user(session, ctx, permit).await?;
+        let (permit, end_user) = self.read_first(session, ctx, permit).await?;
         self.admit(&RequestMessage::of(session.req_header(), has_body), ctx, permit, end_user).await
     }
 
@@ -136,8 +134,10 @@ impl Proxy {
         if self.recorder.may_admit().is_err() {
             return Err(permit.deny(Denial::Plain(Fault::ServiceUnavailable)));
         }
+        let permit = self.check_price(message, ctx, permit)?;
+        self.count_unreadable(message, ctx, &permit);
         let prices = self.recorder.prices();
-        let model = if permit.route().meter.is_some() { model_in_path(message.path) } else { None };
+        let model = if permit.route().meter.is_some() { Self::model_of(message, ctx) } else { None };
         let hold = self.hold(message, ctx, &permit, model.as_deref(), &prices);
         let mut admission = self.gate.admit(permit, end_user, hold.as_ref(), ctx.charged_at).await?;
         let start = RecordStart {
@@ -176,7 +176,10 @@ impl Proxy {
         let read = ctx.body.as_ref().map(|body| u64::try_from(body.len()).unwrap_or(u64::MAX));
         let input_bytes = read.or_else(|| message.content_length()).unwrap_or(0);
         let model = model.unwrap_or_default();
-        let request = HoldRequest { input_bytes, max_output: None, choices: 1, model };
+        let facts = ctx.facts.as_deref();
+        let max_output = facts.and_then(|facts| facts.max_output);
+        let choices = facts.map_or(1, |facts| facts.choices.max(1));
+        let request = HoldRequest { input_bytes, max_output, choices, model };
         let usual = self.usual.of(permit.entry().key.id, model);
         let bounds = HoldBounds { route: rule.hold, usual };
         Some(PlannedHold { request, bounds, price: prices.find(model), clamp: rule.clamp })
@@ -302,69 +305,6 @@ impl Proxy {
         canonical(path).map_err(bad)?;
         check_query(query).map_err(bad)?;
         Ok(())
-    }
-
-    /// The end user named by the request. Reads the body ahead if the route says so.
-    async fn end_user(
-        &self,
-        session: &mut Session,
-        ctx: &mut Ctx,
-        permit: Permit,
-    ) -> Result<(Permit, Option<Box<str>>), Box<Denied>> {
-        if !matches!(permit.end_user(), NamedEndUser::Body(_)) || session.is_body_empty() {
-            let name = permit.end_user().outside_body();
-            return Ok((permit, name));
-        }
-        let Some(connection) = ctx.connection.clone() else {
-            return Err(permit.deny(Denial::Plain(Fault::Internal)));
-        };
-        let coding = coding_of(HeaderFields::from(&session.req_header().headers));
-        let read = read_ahead(session, self.limits.end_user_body_bytes, &connection);
-        self.end_user_in_body(ctx, permit, coding, read).await
-    }
-
-    /// The end user named in a body. `read` reads the whole body.
-    pub(in crate::proxy) async fn end_user_in_body(
-        &self,
-        ctx: &mut Ctx,
-        permit: Permit,
-        coding: Option<Coding>,
-        read: impl Future<Output = Result<Bytes, Denial>>,
-    ) -> Result<(Permit, Option<Box<str>>), Box<Denied>> {
-        // A buffered body counts as a request in flight: a key with one request in flight has at most one body
-        // buffered.
-        let (permit, place) = self.gate.hold(permit, ctx.arrived)?;
-        let found = self.find_end_user(ctx, &permit, coding, read).await;
-        drop(place);
-        // Other requests have been charged meanwhile, so the charge uses the current time. The record keeps the time
-        // of arrival. If a window has ended in between, this process counts the request in the later window, and a
-        // process that starts in that window counts it in the earlier one.
-        ctx.charged_at = self.clock.now();
-        match found {
-            Ok(name) => Ok((permit, name)),
-            Err(denial) => Err(permit.deny(ctx.client_fault().unwrap_or(denial))),
-        }
-    }
-
-    async fn find_end_user(
-        &self,
-        ctx: &mut Ctx,
-        permit: &Permit,
-        coding: Option<Coding>,
-        read: impl Future<Output = Result<Bytes, Denial>>,
-    ) -> Result<Option<Box<str>>, Denial> {
-        let (Some(connection), Some(field)) = (&ctx.connection, permit.route().end_user_field()) else {
-            return Err(Denial::Plain(Fault::Internal));
-        };
-        let coding = coding.ok_or(Denial::ContentCoding)?;
-        // The key may be revoked while the body is awaited.
-        connection.set_served_key(Some(permit.presented().clone()));
-        let body = read.await?;
-        ctx.body = Some(body.clone());
-        self.gate.revalidate(permit.presented(), self.clock.now().wall)?;
-        let max = self.limits.end_user_body_bytes;
-        let found = end_user_in_coded_body(&body, coding, max, field)?;
-        Ok(found.map(Into::into).or_else(|| permit.end_user().outside_body()))
     }
 
     /// Records a refusal. Starts a usage record if the key and the route are known.

@@ -231,6 +231,18 @@ pub(in crate::proxy) fn frame_by_close(
     Ok(())
 }
 
+/// Frames a response whose length is not known before it ends, for a client that knows chunks.
+pub(in crate::proxy) fn frame_without_length(
+    session: &Session,
+    response: &mut ResponseHeader,
+) -> pingora::Result<()> {
+    response.remove_header(&header::CONTENT_LENGTH);
+    if session.req_header().version == Version::HTTP_11 {
+        response.insert_header(header::TRANSFER_ENCODING, "chunked")?;
+    }
+    Ok(())
+}
+
 /// The length of the response body, if the head states it.
 pub(in crate::proxy) fn body_length(session: &Session, response: &ResponseHeader) -> Option<u64> {
     let has_none = session.req_header().method == Method::HEAD
