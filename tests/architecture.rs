@@ -78,7 +78,7 @@ const LAYERS: [(&str, &[&str]); 4] = [
     ("store", &["error", "imported", "record", "node", "usage", "shared", "postgres", "sqlite"]),
 ];
 /// Where in the tests a pause is justified, and why.
-const PAUSES: [(&str, usize, &str); 17] = [
+const PAUSES: [(&str, usize, &str); 18] = [
     ("tests/edge/slow.rs", 3, "a client that sends or takes a little at a time is the subject"),
     ("src/proxy/upstream/maintain.rs", 3, "time is paused"),
     ("tests/upstreams/tunnels.rs", 1, "a side that speaks now and then"),
@@ -96,6 +96,11 @@ const PAUSES: [(&str, usize, &str); 17] = [
     ("tests/counters/redis.rs", 1, "a server that starts can only be asked"),
     ("tests/counters/sentinel.rs", 2, "servers that agree can only be asked; a steady load is the subject"),
     ("tests/counters/share.rs", 4, "a steady load, for so long, is the subject"),
+    (
+        "tests/counters/tokens.rs",
+        7,
+        "requests that last, and for how long Redis keeps what is held, are the subject",
+    ),
 ];
 
 /// A source file.

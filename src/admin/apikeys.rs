@@ -201,7 +201,6 @@ pub(super) async fn create_key(
 ) -> Result<ApiResponse<IssuedKey>, AdminError> {
     let at = admin.now();
     let input = CreateKeyInput::read(&body, &workspace, at).map_err(AdminError::fields)?;
-    admin.check_limits(&input.limits)?;
     let plan = plan_of(&admin, &workspace).await?;
     let (secret, credential) = issue(&admin, input.kind);
     let key = input
@@ -275,7 +274,6 @@ pub(super) async fn update_key(
     }
     // A key's type never changes, so what was checked against it is still valid when the store writes.
     let patch = input.into_patch(kind).map_err(AdminError::fields)?;
-    admin.check_limits(patch.limits.as_deref().unwrap_or_default())?;
     let call = admin.deps.store.update_key(&workspace, id, patch, &actor, at);
     let changed = admin.write_versioned(Fault::KeyNotFound, call).await?;
     let propagation = spread(&admin, &wait, changed.version).await;

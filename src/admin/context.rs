@@ -58,8 +58,6 @@ pub struct AdminDeps {
     pub readiness: Arc<dyn Fn() -> Readiness + Send + Sync>,
     /// Reloads the config.
     pub reload: Arc<dyn Reload>,
-    /// Whether counters are shared with other nodes. They count requests only.
-    pub shared_counters: bool,
     /// What requests in flight on this node hold.
     pub held: HeldUnits,
     /// The upstreams of this node, and its credentials for them.

@@ -2,11 +2,10 @@
 
 use super::context::Admin;
 use super::error::AdminError;
-use super::input::FieldError;
 use super::schema::{CountWord, OwnerWord, PerWord};
 use crate::clock::Timestamp;
 use crate::model::fault::Fault;
-use crate::model::key::{Ceiling, Measure, Per, Plan};
+use crate::model::key::{Measure, Per, Plan};
 use crate::model::usage::{UsageSubject, UsageTotals};
 use crate::policy::keys::denial::limit_field;
 use crate::policy::keys::limit::{LimitName, LimitRule, Limits, MeteredUnits};
@@ -59,20 +58,6 @@ pub(super) fn percentage(used: u64, limit: u64) -> f64 {
 // === impl Admin, Usage, LimitUsageView ===
 
 impl Admin {
-    /// Refuses limits that the counters of this installation do not count.
-    pub(super) fn check_limits(&self, limits: &[Ceiling]) -> Result<(), AdminError> {
-        if !self.deps.shared_counters {
-            return Ok(());
-        }
-        let wrong = limits.iter().enumerate().filter(|(_, limit)| !limit.is_shareable());
-        let errors = wrong.map(|(n, limit)| FieldError {
-            field: format!("limits[{n}].count"),
-            message: format!("limits of {} of {} need counters in memory", limit.count, limit.of),
-        });
-        let errors: Vec<_> = errors.collect();
-        if errors.is_empty() { Ok(()) } else { Err(AdminError::fields(errors)) }
-    }
-
     /// What a subject has used by the ledger and holds on this node, in the windows of `plan` that contain `at`.
     pub(super) async fn used_and_held(
         &self,

@@ -68,7 +68,6 @@ pub(super) async fn create_plan(
 ) -> Result<ApiResponse<PlanView>, AdminError> {
     let at = admin.now();
     let plan = CreatePlanInput::read(&body).map_err(AdminError::fields)?.into_record(at);
-    admin.check_limits(&plan.plan.limits)?;
     let made = admin.write(Fault::NotFound, admin.deps.store.create_plan(plan, &actor, at)).await?;
     Ok(ApiResponse::created(PlanView::new(made)))
 }
@@ -126,7 +125,6 @@ pub(super) async fn update_plan(
     let id: PlanId = id.id(Fault::NotFound)?;
     belongs_to_api(&admin, &id)?;
     let patch = UpdatePlanInput::read(&body).map_err(AdminError::fields)?.into_patch();
-    admin.check_limits(patch.limits.as_deref().unwrap_or_default())?;
     let call = admin.deps.store.update_plan(&id, patch, &actor, admin.now());
     let plan = admin.write(Fault::NotFound, call).await?;
     Ok(ApiResponse::ok(PlanView::new(plan)))

@@ -10,7 +10,7 @@ use crate::admin::{
     router,
 };
 use crate::clock::Clock;
-use crate::config::{Config, CountersLocation, EncodedSlash, HeaderFamily, RouteConfig};
+use crate::config::{Config, EncodedSlash, HeaderFamily, RouteConfig};
 use crate::counter::Counters;
 use crate::enduser::{self, EndUserCache};
 use crate::gate::{Gate, Rehash, RehashJobs, RehashQueue};
@@ -354,7 +354,6 @@ pub(super) fn admin_server(
         metrics: Arc::clone(&core.metrics),
         readiness,
         reload,
-        shared_counters: matches!(config.counters.location, CountersLocation::Redis(_)),
         held: Arc::new(move |subject, at| counters.held(subject, at)),
         backends,
         default_plan: config.admin.default_plan.clone(),

@@ -49,7 +49,6 @@ pub(super) fn validate(file: ConfigFile, host_name: &str, reading: &mut ConfigRe
     config.node.name = node_name(file.node_name, host_name, config.node.name, reading);
     config.plans = plans(file.plans, reading);
     default_plan_exists(&config, reading);
-    shared_counters_count_requests(&config, reading);
     let names: Vec<Option<String>> =
         file.upstreams.iter().map(|upstream| upstream.as_ref()?.name.clone()).collect();
     names_differ(&names, "upstreams", reading);
@@ -253,20 +252,6 @@ fn intervals_and_sizes(config: &Config, reading: &mut ConfigReader<'_>) {
 }
 
 /// Files that would be ignored are mistakes, because the user relies on them.
-/// Redis counts requests only, by key and by workspace.
-fn shared_counters_count_requests(config: &Config, reading: &mut ConfigReader<'_>) {
-    if !matches!(config.counters.location, CountersLocation::Redis(_)) {
-        return;
-    }
-    for plan in &config.plans {
-        for (n, limit) in plan.plan.limits.iter().enumerate().filter(|(_, limit)| !limit.is_shareable()) {
-            let path = format!("plans.{}.limits[{n}]", plan.plan.id);
-            let message = format!("limits of {} of {} need counters in memory", limit.count, limit.of);
-            reading.complain_of_conflict(&[&path, "counters.url"], message);
-        }
-    }
-}
-
 fn counters_fit(counters: &CountersConfig, reading: &mut ConfigReader<'_>) {
     const URL: &str = "counters.url";
     let url = if let CountersLocation::Redis(url) = &counters.location { Some(url) } else { None };

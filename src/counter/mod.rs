@@ -1,7 +1,7 @@
 //! What has been spent: one call charges every limit of a request, or none.
 //!
 //! The rule is in [`crate::policy::keys::limit`]. Here is where counts are kept: in this process ([`local`]), or in Redis
-//! for several nodes, of which each holds some units in advance ([`pool`]). When Redis is unreachable, the config says what
+//! for several nodes, of which each has some units in advance ([`pool`]). When Redis is unreachable, the config says what
 //! to do, and nobody waits for it.
 //!
 //! Must not know: requests, keys beyond their id.
@@ -27,7 +27,7 @@ use crate::model::key::Per;
 use crate::model::usage::{UsageSubject, UsageTotals};
 use crate::policy::keys::limit::{Limit, LimitReached, Limits, MeteredUnits, Remaining};
 use local::{LocalCharge, LocalCounters, LocalHold};
-use redis::{HeldSlot, LeasedUnit};
+use redis::{HeldSlot, LeasedHold, LeasedUnit, Slot};
 use smallvec::SmallVec;
 use std::sync::Arc;
 
@@ -71,7 +71,13 @@ pub struct Charged {
 /// releases the hold.
 #[derive(Debug)]
 #[must_use = "dropping it releases the hold"]
-pub struct Hold(Box<LocalHold>);
+pub struct Hold(HoldOf);
+
+#[derive(Debug)]
+enum HoldOf {
+    Local(Box<LocalHold>),
+    Shared(Box<LeasedHold>),
+}
 
 /// A place in flight for a request that is not charged yet. Dropping it releases the place.
 #[derive(Debug)]
@@ -140,7 +146,13 @@ impl Counters {
     /// The same with the counters of this process.
     pub fn charge(&self, charge: &Charge<'_>, now: Now) -> Result<Charged, Box<Refusal>> {
         let (taken, hold, left) = self.local.charge(charge, now)?;
-        Ok(Charged { taken: Some(taken), unit: None, hold: hold.map(Hold), left, degraded: false })
+        Ok(Charged {
+            taken: Some(taken),
+            unit: None,
+            hold: hold.map(HoldOf::Local).map(Hold),
+            left,
+            degraded: false,
+        })
     }
 
     /// Takes a place in flight for a request that will be charged later, if no limit would refuse a charge. Of shared
@@ -176,9 +188,12 @@ impl Counters {
         }
     }
 
-    /// What requests in flight hold in each of the windows that contain `at`. Nothing for shared counters.
+    /// What requests in flight here hold in each of the windows that contain `at`; with shared counters, in the current ones.
     pub fn held(&self, subject: &UsageSubject, at: Timestamp) -> [MeteredUnits; Per::WINDOWS.len()] {
-        self.local.held(subject, at)
+        match &self.leases {
+            None => self.local.held(subject, at),
+            Some(leases) => leases.held(subject),
+        }
     }
 
     /// Removes a key that was deleted.
@@ -197,9 +212,25 @@ impl Counters {
     }
 }
 
-// === impl Charged ===
+// === impl Charge, Charged ===
+
+impl Charge<'_> {
+    /// The limits of one of its subjects.
+    fn limits_of(&self, slot: Slot) -> &Limits {
+        match (slot, self.end_user) {
+            (Slot::Key, _) => self.key_limits,
+            (Slot::EndUser, Some((_, limits))) => limits,
+            (Slot::Workspace | Slot::EndUser, _) => self.workspace_limits,
+        }
+    }
+}
 
 impl Charged {
+    /// A charge of shared counters.
+    fn shared(unit: LeasedUnit, hold: Option<Box<LeasedHold>>, left: LimitsLeft, degraded: bool) -> Self {
+        Self { taken: None, unit: Some(unit), hold: hold.map(HoldOf::Shared).map(Hold), left, degraded }
+    }
+
     /// What was left of each limit just after this charge.
     pub fn left(&self) -> &LimitsLeft {
         &self.left
@@ -236,13 +267,19 @@ impl Charged {
 impl Hold {
     /// What is held.
     pub fn amounts(&self) -> &Amounts {
-        self.0.amounts()
+        match &self.0 {
+            HoldOf::Local(hold) => hold.amounts(),
+            HoldOf::Shared(hold) => hold.amounts(),
+        }
     }
 
     /// Replaces the hold by what the request used, in the windows of its charge. Returns by how much more each of
     /// [`Measure::METERED`](crate::model::key::Measure::METERED) now exceeds a limit.
     pub fn settle(self, used: &Amounts) -> MeteredUnits {
-        self.0.settle(used)
+        match self.0 {
+            HoldOf::Local(hold) => hold.settle(used),
+            HoldOf::Shared(mut hold) => hold.settle(used),
+        }
     }
 }
 

@@ -93,11 +93,6 @@ impl Ceiling {
     pub fn is_like(&self, other: &Self) -> bool {
         (self.of, self.count, self.per) == (other.of, other.count, other.per)
     }
-
-    /// Whether counters that are shared by nodes count this.
-    pub fn is_shareable(&self) -> bool {
-        self.count == Measure::Requests && self.of != Owner::EndUser
-    }
 }
 
 /// What a workspace may use.

@@ -202,10 +202,6 @@ const MISTAKES: &[(&str, &str)] = &[
         "[[plans.a.limits]]\nof = \"end_user\"\ncount = \"requests\"\nper = \"hour\"\nmax = 1",
         "4:7 plans.a.limits[0].per: must be day, week, month or total for end users",
     ),
-    (
-        "[counters]\nurl = \"redis://c\"\n[[plans.a.limits]]\ncount = \"cost\"\nper = \"day\"\nmax = 1",
-        "3:1 plans.a.limits[0]: limits of cost of workspace need counters in memory",
-    ),
     // Plans.
     (
         "[plans.a]\napi_ops_rate_limit = 10_000_001",

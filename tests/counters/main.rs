@@ -18,4 +18,5 @@ mod share;
 mod spare;
 mod start;
 mod tls;
+mod tokens;
 mod workspace;

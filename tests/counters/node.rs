@@ -7,7 +7,7 @@ use keygate::counter::{LinkError, RedisEndpoint, RedisKind, TotalsSource};
 use keygate::metrics::Metrics;
 use keygate::model::amounts::Amounts;
 use keygate::model::calendar::Calendar;
-use keygate::model::id::{KeyId, WorkspaceId};
+use keygate::model::id::{EndUserId, KeyId, WorkspaceId};
 use keygate::model::key::{Measure, Per};
 use keygate::model::usage::{UsageSubject, UsageTotals};
 use keygate::policy::keys::limit::{Limit, LimitName, LimitRule, Limits};
@@ -158,6 +158,7 @@ pub(crate) struct TestKey {
     pub(crate) workspace: WorkspaceId,
     pub(crate) limits: Limits,
     pub(crate) workspace_limits: Limits,
+    pub(crate) end_user: Option<(EndUserId, Limits)>,
 }
 
 impl TestKey {
@@ -167,6 +168,7 @@ impl TestKey {
             workspace: "w".parse().expect("an id"),
             limits: limits(rules),
             workspace_limits: Limits::new(),
+            end_user: None,
         }
     }
 
@@ -184,22 +186,30 @@ impl TestKey {
     }
 
     pub(crate) async fn charge(&self, node: &Node) -> Result<Charged, ChargeError> {
+        self.charge_of(node, Amounts::REQUEST).await
+    }
+
+    pub(crate) async fn charge_of(&self, node: &Node, amounts: Amounts) -> Result<Charged, ChargeError> {
         let charge = Charge {
             key: self.id,
             key_limits: &self.limits,
             workspace: &self.workspace,
             workspace_limits: &self.workspace_limits,
-            end_user: None,
-            amounts: Amounts::REQUEST,
+            end_user: self.end_user.as_ref().map(|(id, limits)| (*id, limits)),
+            amounts,
         };
         node.counters.admit(&charge, clock().now()).await
     }
 
     /// Charges until Redis answered in time, on a node that admits nothing otherwise.
     pub(crate) async fn decided(&self, node: &Node) -> Result<Charged, ChargeError> {
+        self.decided_of(node, Amounts::REQUEST).await
+    }
+
+    pub(crate) async fn decided_of(&self, node: &Node, amounts: Amounts) -> Result<Charged, ChargeError> {
         let begun = Instant::now();
         loop {
-            match self.charge(node).await {
+            match self.charge_of(node, amounts).await {
                 Err(ChargeError::Unavailable) => {
                     assert!(begun.elapsed() < PATIENCE, "Redis never answers in time");
                     // Recovery has no notification.

@@ -132,7 +132,6 @@ pub(super) async fn dependencies() -> (AdminDeps, Arc<SqliteStore>, Arc<ManualCl
         metrics: Arc::new(Metrics::new().expect("metrics of different names")),
         readiness: Arc::new(|| Readiness { ready: true, checks: Vec::new() }),
         reload: Arc::new(SameConfig),
-        shared_counters: false,
         held: Arc::new(|_, _| Default::default()),
         backends: Arc::new(OneUpstream(Some(encryption_keys()))),
         default_plan: "default".parse().expect("a plan id"),

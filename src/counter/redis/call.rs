@@ -1,35 +1,79 @@
-//! Calls to Redis: batching of keys, handling of answers, notification of waiting requests.
+//! Calls to Redis: batching of requests, handling of answers, notification of waiting requests.
 //!
 //! Must not know: where requests come from. Without an answer, waiting requests are decided without Redis.
 
 use super::endpoint::CallFailure;
 use super::pool::LeaseRequest;
 use super::script::{self, ScriptCall, ScriptReply, ScriptTotals};
-use super::{
-    BROKEN_FOR, CALENDAR_OFF_MAX_US, HELD_BACK_FOR, KeyState, LeaseState, Leases, PATIENCE, RequestVerdict,
-    UndeliveredUnit, WorkspaceGroup, can_spend, nanos, refusal, spend,
+use super::subject::{
+    self, ChargedSubjects, LeaseState, PoolRequest, Subject, WantedAmounts, WorkspaceGroup,
 };
-use crate::clock::Timestamp;
+use super::{
+    BROKEN_FOR, CALENDAR_OFF_MAX_US, CallQueue, HELD_BACK_FOR, Leases, PATIENCE, RequestVerdict,
+    UndeliveredUnit, WAITING_MAX, Waiter, can_spend, left, nanos, refusal, spend,
+};
+use crate::clock::{Now, Timestamp};
+use crate::model::amounts::Amounts;
 use crate::model::calendar::Calendar;
+use crate::model::key::Measure;
 use crate::model::usage::UsageSubject;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, MutexGuard};
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::OwnedSemaphorePermit;
 
-/// Most keys in one call.
-const KEYS_MAX: usize = 16;
+/// Most keys and end users in one call.
+const SUBJECTS_MAX: usize = 16;
+/// How many of these are called for before waiting requests, so that reports are not put off by a flood.
+const REPORTS: usize = 4;
 /// Most subjects of one workspace that are read from the ledger at a time.
 const READ_MAX: usize = 16;
 
-type Waiter = (oneshot::Sender<RequestVerdict>, RequestVerdict);
+/// What one call is for.
+#[derive(Default)]
+pub(super) struct Batch {
+    waiters: Vec<Waiter>,
+    /// Keys and end users, with what the waiting requests want of them.
+    subjects: Vec<(Arc<Subject>, WantedAmounts)>,
+    /// What they want of the workspace.
+    workspace: WantedAmounts,
+}
+
+/// What becomes of a waiting request.
+#[expect(clippy::large_enum_variant, reason = "nearly all are told; a box would cost each an allocation")]
+enum Next {
+    Tell(RequestVerdict),
+    /// It waits for the ledger.
+    Stall,
+    /// It waits for another call.
+    Wait,
+}
 
 impl Leases {
-    /// Adds this key to the next call. Returns whether a call is in flight or will be made.
-    pub(super) fn enqueue(&self, subject: &Arc<KeyState>, now_ns: u64) -> bool {
+    /// Adds a subject to the next call. Returns whether a call is in flight or will be made.
+    pub(super) fn enqueue(&self, subject: &Arc<Subject>, now_ns: u64) -> bool {
         let mut queue = subject.group.queue();
         if !subject.is_queued.swap(true, Ordering::AcqRel) {
             queue.pending.push_back(Arc::clone(subject));
         }
+        self.start_calls(&subject.group, &mut queue, now_ns)
+    }
+
+    /// Adds a request to the next call. Returns whether its answer may arrive in time.
+    pub(super) fn wait(&self, waiter: Waiter, now_ns: u64) -> bool {
+        let group = Arc::clone(&waiter.subjects.key.group);
+        let mut queue = group.queue();
+        if queue.waiting.len() >= WAITING_MAX {
+            queue.waiting.retain(|waiter| !waiter.tell.is_closed());
+        }
+        if queue.waiting.len() >= WAITING_MAX {
+            return false;
+        }
+        queue.waiting.push_back(waiter);
+        // If the call in flight is late already, do not wait for it.
+        self.start_calls(&group, &mut queue, now_ns) && !queue.is_late(now_ns)
+    }
+
+    fn start_calls(&self, group: &Arc<WorkspaceGroup>, queue: &mut CallQueue, now_ns: u64) -> bool {
         if queue.is_calling(now_ns) {
             return true;
         }
@@ -38,48 +82,44 @@ impl Leases {
         queue.turn += 1;
         queue.asking_since_ns = Some(now_ns);
         self.config.metrics.counter_asking.inc();
-        self.config.io.spawn(me.serve(Arc::clone(&subject.group), queue.turn, permit));
+        self.config.io.spawn(me.serve(Arc::clone(group), queue.turn, permit));
         true
     }
 
-    /// Makes calls until no key of the workspace needs one.
+    /// Makes calls until no subject of the workspace needs one.
     async fn serve(self: Arc<Self>, group: Arc<WorkspaceGroup>, turn: u64, permit: OwnedSemaphorePermit) {
         loop {
-            let batch: Vec<Arc<KeyState>> = {
+            let batch = {
                 let mut queue = group.queue();
                 if queue.turn != turn {
                     break;
                 }
-                let some = queue.pending.len().min(KEYS_MAX);
-                if some == 0 {
+                let Some(batch) = queue.next_batch() else {
                     queue.asking_since_ns = None;
                     break;
-                }
+                };
                 queue.asking_since_ns = Some(self.now_ns());
-                queue.pending.drain(..some).collect()
+                batch
             };
-            for subject in &batch {
-                subject.is_queued.store(false, Ordering::Release);
-            }
             // On an error, waiting requests have been notified.
-            drop(self.call(&group, &batch).await);
+            drop(self.call(&group, batch).await);
         }
         drop(permit);
         self.config.metrics.counter_asking.dec();
     }
 
-    /// One call for these keys and their workspace.
-    pub(super) async fn call(
-        &self,
-        group: &Arc<WorkspaceGroup>,
-        batch: &[Arc<KeyState>],
-    ) -> Result<(), CallFailure> {
+    /// One call for these subjects and their workspace.
+    pub(super) async fn call(&self, group: &Arc<WorkspaceGroup>, batch: Batch) -> Result<(), CallFailure> {
         let mut at = self.now().wall;
         let mut is_second = false;
         loop {
             let sent_ns = self.now_ns();
             let calendar = **group.calendar.load();
-            let (of_workspace, of_keys) = asks(group, batch, sent_ns, at, calendar);
+            let asks = batch.asks(group, sent_ns, at, calendar);
+            if asks.is_empty() {
+                drop(self.hand_out(group, batch));
+                return Ok(());
+            }
             let call = ScriptCall {
                 node: &self.config.node,
                 nodes: self.nodes(),
@@ -88,31 +128,27 @@ impl Leases {
                 lost: self.link.lost_for(sent_ns).map(|lost| at.minus(lost)),
                 at,
                 calendar,
-                workspace: &group.id,
-                of_workspace: of_workspace.as_ref(),
-                of_keys: batch.iter().map(|s| s.key).zip(&of_keys).collect(),
+                asks: asks.iter().map(|ask| (ask.hash.clone(), &ask.ask)).collect(),
             };
-            match self.send(group.part, &call).await {
+            let trouble = match self.send(group.part, &call).await {
                 Ok(ScriptReply::Totals(now_us, told)) => {
                     self.set_calendar(now_us, CALENDAR_OFF_MAX_US);
-                    self.take_in(group, batch, (of_workspace.as_ref(), &of_keys), told, sent_ns);
+                    self.take_in(group, batch, &asks, &told, sent_ns);
                     return Ok(());
                 }
                 Ok(ScriptReply::OtherWindows(now)) if !is_second => {
                     is_second = true;
                     self.set_calendar(now.as_micros(), 0);
                     at = now;
+                    continue;
                 }
                 Ok(ScriptReply::OtherWindows(_)) => {
-                    let trouble = CallFailure::Link("its calendar does not stand still".into());
-                    fail(group, batch, (of_workspace.as_ref(), &of_keys), &trouble, self.now_ns());
-                    return Err(trouble);
+                    CallFailure::Link("its calendar does not stand still".into())
                 }
-                Err(trouble) => {
-                    fail(group, batch, (of_workspace.as_ref(), &of_keys), &trouble, self.now_ns());
-                    return Err(trouble);
-                }
-            }
+                Err(trouble) => trouble,
+            };
+            fail(group, batch, &asks, &trouble, self.now_ns());
+            return Err(trouble);
         }
     }
 
@@ -135,55 +171,73 @@ impl Leases {
     fn take_in(
         &self,
         group: &Arc<WorkspaceGroup>,
-        batch: &[Arc<KeyState>],
-        (of_workspace, of_keys): (Option<&LeaseRequest>, &[LeaseRequest]),
-        told: Vec<ScriptTotals>,
+        batch: Batch,
+        asks: &[PoolRequest],
+        told: &[ScriptTotals],
         sent_ns: u64,
     ) {
-        let mut told = told.into_iter();
-        if let Some((ask, told)) = of_workspace.and_then(|ask| Some((ask, told.next()?))) {
-            let mut workspace = group.lock();
-            self.learn(group, None, &mut workspace, ask, &told, sent_ns);
-        }
-        let mut is_left = false;
-        for ((subject, ask), told) in batch.iter().zip(of_keys).zip(told) {
-            let mut verdicts = Vec::new();
-            let mut key = subject.lock();
-            self.learn(group, Some(subject), &mut key, ask, &told, sent_ns);
-            let mut workspace = of_workspace.is_some().then(|| group.lock());
-            hand_out(subject, &mut key, workspace.as_mut(), self.now(), &mut verdicts);
-            let is_reading = key.is_reading || workspace.as_ref().is_some_and(|w| w.is_reading);
-            drop(workspace);
-            if key.waiting.is_empty() {
-                key.pool.retire_unless(ask.ahead);
-            } else if is_reading {
-                group.queue().stalled.push(Arc::clone(subject));
-                is_left = true;
-            } else if verdicts.is_empty() && ask.waiting > 0 {
-                // The call brought nothing, and another one would not, either.
-                verdicts.extend(key.waiting.drain(..).map(|w| (w, RequestVerdict::Fallback)));
-            } else {
-                is_left = true;
-                // A call is in flight, or this one would not have been answered.
-                self.enqueue(subject, self.now_ns());
+        // All of one subject stand together.
+        let mut rest = asks.iter().zip(told).peekable();
+        while let Some((first, _)) = rest.peek().copied() {
+            let subject = batch.subject(first.of);
+            let mut state = subject.map_or_else(|| group.lock(), |subject| subject.lock());
+            let mut is_known = true;
+            while let Some((ask, told)) = rest.next_if(|(ask, _)| ask.of == first.of) {
+                is_known &= *told != ScriptTotals::Unknown;
+                self.learn(group, subject, &mut state, ask, told, sent_ns);
             }
-            drop(key);
-            tell(verdicts);
-            subject.list();
+            if is_known {
+                state.ledger = None;
+            }
         }
-        if let Some(ask) = of_workspace
-            && !is_left
-        {
-            group.lock().pool.retire_unless(ask.ahead);
+        let subjects = batch.subjects.iter().map(|(subject, _)| Arc::clone(subject)).collect::<Vec<_>>();
+        let left = self.hand_out(group, batch);
+        for ask in asks {
+            let subject = ask.of.map(|n| &subjects[n]);
+            // Those who wait for another call take what is in hand with what that brings.
+            if !left.iter().any(|of| of.contains(subject)) {
+                let mut state = subject.map_or_else(|| group.lock(), |subject| subject.lock());
+                if let Some(pool) = state.pool(ask.measure) {
+                    pool.retire_unless(ask.ask.ahead);
+                }
+            }
         }
+        subjects.iter().for_each(Subject::list);
+    }
+
+    /// Hands units to waiting requests in order. Who gets none is refused, or waits for the ledger, or for another call if
+    /// this one brought anything. Returns the subjects of those who wait.
+    fn hand_out(&self, group: &Arc<WorkspaceGroup>, batch: Batch) -> Vec<ChargedSubjects> {
+        let (mut told, mut waiting, mut stalled) = (Vec::new(), Vec::new(), Vec::new());
+        for waiter in batch.waiters.into_iter().filter(|waiter| !waiter.tell.is_closed()) {
+            match next(&waiter, self.now()) {
+                Next::Tell(verdict) => told.push((waiter, verdict)),
+                Next::Wait => waiting.push(waiter),
+                Next::Stall => stalled.push(waiter),
+            }
+        }
+        if told.is_empty() {
+            told.extend(waiting.drain(..).map(|waiter| (waiter, RequestVerdict::Fallback)));
+        }
+        let left = waiting.iter().chain(&stalled).map(|waiter| waiter.subjects.clone()).collect();
+        let mut queue = group.queue();
+        let stalled_in = if queue.is_reading { &mut queue.stalled } else { &mut waiting };
+        stalled_in.append(&mut stalled);
+        if !waiting.is_empty() {
+            waiting.into_iter().rev().for_each(|waiter| queue.waiting.push_front(waiter));
+            self.start_calls(group, &mut queue, self.now_ns());
+        }
+        drop(queue);
+        tell(told);
+        left
     }
 
     fn learn(
         &self,
         group: &Arc<WorkspaceGroup>,
-        subject: Option<&Arc<KeyState>>,
+        subject: Option<&Arc<Subject>>,
         state: &mut LeaseState,
-        ask: &LeaseRequest,
+        PoolRequest { measure, ask, .. }: &PoolRequest,
         told: &ScriptTotals,
         sent_ns: u64,
     ) {
@@ -193,8 +247,9 @@ impl Leases {
                 let returned = ask.returned.0;
                 self.config.metrics.counter_units_returned.inc_by(returned);
                 self.config.metrics.counter_units_granted.inc_by(grant.units);
-                state.pool.answer(ask, grant, sent_ns, now_ns);
-                state.ledger = None;
+                if let Some(pool) = state.pool(*measure) {
+                    pool.answer(ask, grant, sent_ns, now_ns);
+                }
                 if grant.is_held_back {
                     state.broken_until_ns = now_ns + nanos(HELD_BACK_FOR);
                 } else {
@@ -202,31 +257,35 @@ impl Leases {
                 }
             }
             ScriptTotals::Unknown => {
-                self.on_unknown_subject(&state.pool);
-                state.pool.unanswered(ask);
+                if let Some(pool) = state.pool(*measure) {
+                    self.on_unknown_subject(pool);
+                    pool.unanswered(ask);
+                }
                 if !state.is_reading {
                     state.is_reading = true;
                     self.ask_ledger(group, subject.map(Arc::clone));
                 }
             }
-            ScriptTotals::Old => state.pool.unanswered(ask),
+            ScriptTotals::Old => unanswered(state, *measure, ask),
             ScriptTotals::Broken(why) => {
-                match subject {
-                    Some(subject) => {
-                        tracing::warn!(key = %subject.key, why, "counters: Redis script failed for key");
+                let workspace = &group.id;
+                match subject.map(|subject| &subject.id) {
+                    Some(UsageSubject::Key(key)) => {
+                        tracing::warn!(%key, why, "counters: Redis script failed for key");
                     }
-                    None => {
-                        tracing::warn!(workspace = %group.id, why, "counters: Redis script failed for workspace");
+                    Some(UsageSubject::EndUser(_, id)) => {
+                        tracing::warn!(%workspace, end_user = %id, why, "counters: Redis script failed for end user");
                     }
+                    _ => tracing::warn!(%workspace, why, "counters: Redis script failed for workspace"),
                 }
-                state.pool.unanswered(ask);
+                unanswered(state, *measure, ask);
                 state.broken_until_ns = now_ns + nanos(BROKEN_FOR);
             }
         }
     }
 
     /// Reads subjects that Redis does not know from the ledger, and calls again for the requests that wait for them.
-    fn ask_ledger(&self, group: &Arc<WorkspaceGroup>, subject: Option<Arc<KeyState>>) {
+    fn ask_ledger(&self, group: &Arc<WorkspaceGroup>, subject: Option<Arc<Subject>>) {
         let mut queue = group.queue();
         queue.unknown.push_back(subject);
         if queue.is_reading {
@@ -239,21 +298,22 @@ impl Leases {
 
     async fn read_ledger(self: Arc<Self>, group: Arc<WorkspaceGroup>) {
         loop {
-            let (some, mut stalled) = {
+            let some = {
                 let mut queue = group.queue();
                 let count = queue.unknown.len().min(READ_MAX);
                 let some: Vec<_> = queue.unknown.drain(..count).collect();
                 if some.is_empty() {
                     queue.is_reading = false;
+                    self.resume_stalled(&group, &mut queue);
                     return;
                 }
-                (some, Vec::new())
+                some
             };
             let (at, calendar) = (self.now().wall, **group.calendar.load());
             let mut reads = tokio::task::JoinSet::new();
             for subject in some {
                 let by = match &subject {
-                    Some(subject) => UsageSubject::Key(subject.key),
+                    Some(subject) => subject.id.clone(),
                     None => UsageSubject::Workspace(group.id.clone()),
                 };
                 let ledger = Arc::clone(&self.config.ledger);
@@ -270,99 +330,149 @@ impl Leases {
                     Some(row) => state.ledger = Some((at, calendar, row)),
                     None => state.broken_until_ns = self.now_ns() + nanos(BROKEN_FOR),
                 }
-                drop(state);
-                stalled.extend(subject);
             }
-            stalled.append(&mut group.queue().stalled);
-            for subject in stalled {
-                self.enqueue(&subject, self.now_ns());
-            }
+            self.resume_stalled(&group, &mut group.queue());
+        }
+    }
+
+    fn resume_stalled(&self, group: &Arc<WorkspaceGroup>, queue: &mut CallQueue) {
+        let stalled = std::mem::take(&mut queue.stalled);
+        if !stalled.is_empty() {
+            queue.waiting.extend(stalled);
+            self.start_calls(group, queue, self.now_ns());
         }
     }
 }
 
-fn asks(
-    group: &WorkspaceGroup,
-    batch: &[Arc<KeyState>],
-    now_ns: u64,
-    at: Timestamp,
-    calendar: Calendar,
-) -> (Option<LeaseRequest>, Vec<LeaseRequest>) {
-    let mut all = 0;
-    let mut of_keys = Vec::with_capacity(batch.len());
-    for subject in batch {
-        let mut key = subject.lock();
-        key.waiting.retain(|w| !w.is_closed());
-        let waiting = u64::try_from(key.waiting.len()).unwrap_or(u64::MAX);
-        all += waiting;
-        let ledger = key.ledgered(at, calendar);
-        of_keys.push(LeaseRequest { ledger, ..key.pool.ask(waiting, now_ns, at, calendar) });
+impl Batch {
+    /// Reports of these subjects.
+    pub(super) fn of(subjects: &[Arc<Subject>]) -> Self {
+        let subjects = subjects.iter().map(|subject| (Arc::clone(subject), WantedAmounts::default()));
+        Self { subjects: subjects.collect(), ..Self::default() }
     }
-    let of_workspace = group.lock_if_counted().map(|mut workspace| {
-        let ledger = workspace.ledgered(at, calendar);
-        LeaseRequest { ledger, ..workspace.pool.ask(all, now_ns, at, calendar) }
-    });
-    (of_workspace, of_keys)
+
+    fn subject(&self, index: Option<usize>) -> Option<&Arc<Subject>> {
+        index.map(|n| &self.subjects[n].0)
+    }
+
+    fn has(&self, subject: &Arc<Subject>) -> bool {
+        self.subjects.iter().any(|(of, _)| Arc::ptr_eq(of, subject))
+    }
+
+    fn add(&mut self, subject: &Arc<Subject>, amounts: &Amounts) {
+        let found = self.subjects.iter().position(|(of, _)| Arc::ptr_eq(of, subject));
+        let n = found.unwrap_or_else(|| {
+            self.subjects.push((Arc::clone(subject), WantedAmounts::default()));
+            self.subjects.len() - 1
+        });
+        self.subjects[n].1.add(amounts);
+    }
+
+    /// Adds a request, unless that would be too many subjects.
+    fn add_waiter(&mut self, waiter: Waiter) -> Option<Waiter> {
+        let new = waiter.subjects.iter().filter(|subject| !self.has(subject)).count();
+        if self.subjects.len() + new > SUBJECTS_MAX {
+            return Some(waiter);
+        }
+        waiter.subjects.iter().for_each(|subject| self.add(subject, &waiter.amounts));
+        if waiter.subjects.contains(None) {
+            self.workspace.add(&waiter.amounts);
+        }
+        self.waiters.push(waiter);
+        None
+    }
+
+    fn asks(
+        &self,
+        group: &WorkspaceGroup,
+        now_ns: u64,
+        at: Timestamp,
+        calendar: Calendar,
+    ) -> Vec<PoolRequest> {
+        let (mut asks, when) = (Vec::with_capacity(self.subjects.len() + 1), (now_ns, at, calendar));
+        if let Some(mut workspace) = group.lock_if_counted() {
+            workspace.asks((None, |measure| group.hash(measure)), &self.workspace, when, &mut asks);
+        }
+        for (n, (subject, wanted)) in self.subjects.iter().enumerate() {
+            subject.lock().asks((Some(n), |measure| subject.hash(measure)), wanted, when, &mut asks);
+        }
+        asks
+    }
+}
+
+impl CallQueue {
+    /// What the next call is for, if anything.
+    fn next_batch(&mut self) -> Option<Batch> {
+        let mut batch = Batch::default();
+        self.add_pending(&mut batch, REPORTS);
+        let mut others = std::mem::take(&mut self.waiting);
+        for waiter in others.drain(..).filter(|waiter| !waiter.tell.is_closed()) {
+            self.waiting.extend(batch.add_waiter(waiter));
+        }
+        self.add_pending(&mut batch, SUBJECTS_MAX);
+        (!batch.subjects.is_empty()).then_some(batch)
+    }
+
+    fn add_pending(&mut self, batch: &mut Batch, most: usize) {
+        while batch.subjects.len() < most
+            && let Some(subject) = self.pending.pop_front()
+        {
+            subject.is_queued.store(false, Ordering::Release);
+            batch.add(&subject, &Amounts::default());
+        }
+    }
 }
 
 /// There is no answer: waiting requests are decided without Redis.
-fn fail(
-    group: &WorkspaceGroup,
-    batch: &[Arc<KeyState>],
-    (of_workspace, of_keys): (Option<&LeaseRequest>, &[LeaseRequest]),
-    trouble: &CallFailure,
-    now_ns: u64,
-) {
-    if let Some(ask) = of_workspace {
-        group.lock().pool.unanswered(ask);
+fn fail(group: &WorkspaceGroup, batch: Batch, asks: &[PoolRequest], trouble: &CallFailure, now_ns: u64) {
+    for ask in asks {
+        match batch.subject(ask.of) {
+            None => unanswered(&mut group.lock(), ask.measure, &ask.ask),
+            Some(subject) => unanswered(&mut subject.lock(), ask.measure, &ask.ask),
+        }
     }
-    for (subject, ask) in batch.iter().zip(of_keys) {
-        let mut key = subject.lock();
-        key.pool.unanswered(ask);
-        match trouble {
-            CallFailure::Key(why) => {
-                tracing::warn!(key = %subject.key, why, "counters: Redis script failed for key");
-                key.broken_until_ns = now_ns + nanos(BROKEN_FOR);
-            }
-            CallFailure::Link(why) => {
-                tracing::debug!(key = %subject.key, why, "counters: no answer from Redis");
+    match trouble {
+        CallFailure::Key(why) => {
+            tracing::warn!(workspace = %group.id, why, "counters: Redis script failed");
+            for (subject, _) in &batch.subjects {
+                subject.lock().broken_until_ns = now_ns + nanos(BROKEN_FOR);
             }
         }
-        let verdicts = key.waiting.drain(..).map(|w| (w, RequestVerdict::Fallback)).collect();
-        drop(key);
-        tell(verdicts);
-        subject.list();
+        CallFailure::Link(why) => {
+            tracing::debug!(workspace = %group.id, why, "counters: no answer from Redis");
+        }
+    }
+    batch.subjects.iter().for_each(|(subject, _)| subject.list());
+    tell(batch.waiters.into_iter().map(|waiter| (waiter, RequestVerdict::Fallback)).collect());
+}
+
+fn unanswered(state: &mut LeaseState, measure: Measure, ask: &LeaseRequest) {
+    if let Some(pool) = state.pool(measure) {
+        pool.unanswered(ask);
     }
 }
 
-/// Hands units to waiting requests in order until there are none left; then all are refused, if the refusal is known.
-fn hand_out(
-    subject: &Arc<KeyState>,
-    key: &mut LeaseState,
-    workspace: Option<&mut MutexGuard<'_, LeaseState>>,
-    now: crate::clock::Now,
-    verdicts: &mut Vec<Waiter>,
-) {
-    let mut workspace = workspace.map(|w| &mut **w);
-    while let Some(waiter) = key.waiting.pop_front() {
-        if waiter.is_closed() {
-            continue;
-        }
-        if can_spend(key, workspace.as_deref_mut(), now.steady_ns) {
-            let told = spend(subject, key, workspace.as_deref_mut(), now);
-            verdicts.push((waiter, RequestVerdict::Unit(UndeliveredUnit(Some(told)))));
-        } else if let Some(refusal) = refusal(key, workspace.as_deref(), now.steady_ns) {
-            verdicts.push((waiter, RequestVerdict::Refused(refusal)));
-        } else {
-            key.waiting.push_front(waiter);
-            return;
-        }
+/// Decides about a waiting request after an answer.
+fn next(waiter: &Waiter, now: Now) -> Next {
+    let mut states = waiter.subjects.lock();
+    if can_spend(&mut states, &waiter.amounts, now.steady_ns) {
+        let taken = spend(&mut states, &waiter.amounts, now);
+        let left = left(&states, now.steady_ns);
+        let (unit, hold) = subject::charged(&waiter.subjects, taken, &waiter.amounts);
+        return Next::Tell(RequestVerdict::Unit(UndeliveredUnit(Some((unit, hold, left)))));
     }
+    if let Some(refusal) = refusal(&mut states, &waiter.amounts, now.steady_ns) {
+        return Next::Tell(RequestVerdict::Refused(refusal));
+    }
+    if states.iter().any(|(_, state)| state.is_broken(now.steady_ns)) {
+        return Next::Tell(RequestVerdict::Fallback);
+    }
+    if states.iter().any(|(_, state)| state.is_reading) { Next::Stall } else { Next::Wait }
 }
 
-fn tell(verdicts: Vec<Waiter>) {
+fn tell(verdicts: Vec<(Waiter, RequestVerdict)>) {
     for (waiter, verdict) in verdicts {
-        // If the request stopped waiting, its unit is returned when it is dropped.
-        drop(waiter.send(verdict));
+        // If the request stopped waiting, what it took is returned when it is dropped.
+        drop(waiter.tell.send(verdict));
     }
 }

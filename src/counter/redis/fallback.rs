@@ -3,70 +3,99 @@
 //! Must not know: how Redis is called, or the ledger.
 
 use super::pool::FallbackState;
-use super::{KeyState, LeaseState, LeasedUnit, Leases, spend};
-use crate::counter::{Charge, ChargeError, Charged, LimitsLeft};
+use super::subject::{self, ChargedSubjects, LockedStates, TakenList};
+use super::{Leases, can_spend, left, spend};
+use crate::clock::Now;
+use crate::counter::{ChargeError, Charged, LimitsLeft, Refusal};
+use crate::model::amounts::Amounts;
 use crate::model::outage::OnFailure;
-use smallvec::SmallVec;
-use std::sync::Arc;
 
 impl Leases {
     /// Decides without Redis.
     pub(super) fn charge_fallback(
         &self,
-        subject: &Arc<KeyState>,
-        charge: &Charge<'_>,
+        subjects: &ChargedSubjects,
+        amounts: &Amounts,
     ) -> Result<Charged, ChargeError> {
         let now = self.now();
-        let is_up = self.link.is_up_for(subject.group.part, now.steady_ns);
-        let (well_ns, nodes) = (self.link.last_well_ns(), self.nodes());
-        let outage = |state: &mut LeaseState| {
-            let well_ns = *state.fallback_since_ns.get_or_insert(well_ns);
-            let gone_since_ns = (!is_up).then_some(well_ns);
-            FallbackState { nodes, share_unknown: self.config.share_unknown, gone_since_ns, well_ns }
-        };
-        let mut key = subject.lock();
-        let mut workspace = subject.group.counted(charge.workspace_limits);
-        // An answer may have arrived just when this request stopped waiting, or for only one of the two subjects.
-        let in_hand = [
-            key.pool.can_spend(now.steady_ns),
-            workspace.as_mut().is_none_or(|w| w.pool.can_spend(now.steady_ns)),
-        ];
-        if in_hand == [true, true] {
-            let (unit, left) = spend(subject, &mut key, workspace.as_deref_mut(), now);
-            return Ok(Charged { taken: None, unit: Some(unit), hold: None, left, degraded: false });
+        let mut states = subjects.lock();
+        // An answer may have arrived just when this request stopped waiting.
+        if can_spend(&mut states, amounts, now.steady_ns) {
+            let taken = spend(&mut states, amounts, now);
+            let left = left(&states, now.steady_ns);
+            drop(states);
+            let (unit, hold) = subject::charged(subjects, taken, amounts);
+            return Ok(Charged::shared(unit, hold, left, false));
         }
         self.config.metrics.counters_degraded.inc();
         if self.config.on_failure == OnFailure::Deny {
             return Err(ChargeError::Unavailable);
         }
-        let mut parts: SmallVec<[(&mut LeaseState, FallbackState, bool); 2]> = SmallVec::new();
-        for (state, in_hand) in [Some(&mut *key), workspace.as_deref_mut()].into_iter().zip(in_hand) {
-            let Some(state) = state else { continue };
-            let outage = outage(state);
-            parts.push((state, outage, in_hand));
+        let outage = self.outage(subjects.key.group.part, now.steady_ns);
+        for (_, state) in &mut states {
+            state.fallback_since_ns.get_or_insert(outage.well_ns);
         }
-        if self.config.on_failure == OnFailure::Share {
-            let refusals = parts.iter_mut().filter(|(.., in_hand)| !in_hand);
-            let refusals =
-                refusals.filter_map(|(state, outage, _)| state.pool.may_spend_fallback(outage, now).err());
-            if let Some(refusal) = refusals.max_by_key(|refusal| refusal.refused.retry) {
-                return Err(ChargeError::Limit { refusal, degraded: true });
+        if self.config.on_failure == OnFailure::Share
+            && let Some(refusal) = refusal_fallback(&mut states, amounts, &outage, now)
+        {
+            return Err(ChargeError::Limit { refusal, degraded: true });
+        }
+        let (taken, left) = spend_fallback(&mut states, amounts, &outage, now);
+        drop(states);
+        subjects.list();
+        let (unit, hold) = subject::charged(subjects, taken, amounts);
+        Ok(Charged::shared(unit, hold, left, true))
+    }
+
+    /// The inputs of a decision without Redis.
+    fn outage(&self, part: u32, now_ns: u64) -> FallbackState {
+        let (well_ns, share_unknown) = (self.link.last_well_ns(), self.config.share_unknown);
+        let gone_since_ns = (!self.link.is_up_for(part, now_ns)).then_some(well_ns);
+        FallbackState { nodes: self.nodes(), share_unknown, gone_since_ns, well_ns }
+    }
+}
+
+/// The longest refusal of pools that have too few granted units.
+fn refusal_fallback(
+    states: &mut LockedStates<'_>,
+    amounts: &Amounts,
+    outage: &FallbackState,
+    now: Now,
+) -> Option<Box<Refusal>> {
+    let mut longest: Option<Box<Refusal>> = None;
+    for (_, state) in states {
+        let outage = outage.since(state.fallback_since_ns);
+        for (_, pool, units) in state.charged(amounts) {
+            if !pool.can_spend(units, now.steady_ns)
+                && let Err(refusal) = pool.may_spend_fallback(units, &outage, now)
+                && longest.as_ref().is_none_or(|longest| refusal.refused.retry >= longest.refused.retry)
+            {
+                longest = Some(refusal);
             }
         }
-        let mut left = LimitsLeft::new();
-        let mut spent = parts.iter_mut().map(|(state, outage, in_hand)| {
-            let spent = if *in_hand { state.pool.spend(now) } else { state.pool.spend_fallback(outage, now) };
-            left.extend(state.pool.left_fallback(now));
-            spent
-        });
-        let (of_key, of_workspace) = (spent.next(), spent.next());
-        drop(spent);
-        drop(parts);
-        let Some(of_key) = of_key else { return Err(ChargeError::Unavailable) };
-        drop(workspace);
-        drop(key);
-        subject.list();
-        let unit = LeasedUnit { subject: Arc::clone(subject), of_key, of_workspace, is_ended: false };
-        Ok(Charged { taken: None, unit: Some(unit), hold: None, left, degraded: true })
     }
+    longest
+}
+
+/// Takes granted units where there are enough, and promised ones elsewhere.
+fn spend_fallback(
+    states: &mut LockedStates<'_>,
+    amounts: &Amounts,
+    outage: &FallbackState,
+    now: Now,
+) -> (TakenList, LimitsLeft) {
+    let (mut taken, mut left) = (TakenList::new(), LimitsLeft::new());
+    for (slot, state) in states {
+        let outage = outage.since(state.fallback_since_ns);
+        for (measure, pool, units) in state.charged(amounts) {
+            let spent = if pool.can_spend(units, now.steady_ns) {
+                pool.spend(units, now)
+            } else {
+                pool.spend_fallback(units, &outage, now)
+            };
+            taken.push((*slot, measure, spent));
+            left.extend(pool.left_fallback(now));
+        }
+    }
+    (taken, left)
 }

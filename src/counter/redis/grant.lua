@@ -1,19 +1,22 @@
 -- Keygate, shared counters, layout 3. One call reports what a node holds of some subjects of one workspace, and grants it more.
 -- docs/explanation/redis.md describes the protocol.
 --
--- KEYS  a hash for each subject: the workspace's (if it is counted), then keys'. All share one hash tag.
+-- KEYS  a hash for each pool: one measure of one subject. All share one hash tag.
 -- ARGV  node, server ('': ask INFO), nodes, life_us, promise_us, lag_us, lost_us (0: this node did not just reconnect),
 --       start_s and end_s (0: never) of minute hour day week month total,
---       per subject: seq, epoch (0: none), waiting, need (units for them beyond granted ones), ahead, leaves (0 or 1),
+--       per pool:    seq, epoch (0: none), waiting (units for waiting requests), need (those beyond granted ones), ahead,
+--                    leaves (0 or 1),
 --                    of each window: since, spent, told, heard, held
 --                    returned, returned_at_us
---                    n, n times {at_us, units}                      spent without Redis, not reported yet
+--                    n, n times {at_us, units}                      spent without Redis or settled, not reported yet
 --                    ledger (0 or 1), if 1: used of each window
+--                    holds (0 or 1), if 1: least (units for the waiting request that needs least), holds of each window
 --                    in_flight (-1: no such limit), ahead_places, max_places
 --                    n, n times {'b', slot, rate, burst} or {'w', window, max}
 --
--- Answer  {0, now_us, per subject: {status, epoch, granted, why, wait_us, places, places_left, 6 promises, 6 used,
---         per bucket: available, full_in_us}} or {3, now_us}: these are not the current windows, nothing was done.
+-- Answer  {0, now_us, per pool: {status, epoch, granted, why, wait_us, places, places_left, 6 promises, 6 used,
+--         if holds: 6 on hold, per bucket: available, full_in_us}} or {3, now_us}: these are not the current windows, nothing was
+--         done.
 -- Status  0 granted; 1 refused: why = index of the limit (0: in flight), wait_us (-1 never, -2 when a request ends);
 --         2 unknown, the ledger's totals are needed; 4 counted, nothing is granted yet; 5 an older call, nothing was done;
 --         6 not a hash; 7 unknown layout.
@@ -57,7 +60,7 @@ local function is_young()
   return tonumber(string.match(info, 'uptime_in_seconds:(%d+)') or 0) <= HOLD_US / 1000000
 end
 
--- === the call of one subject ===
+-- === the call of one pool ===
 
 local function next_ask()
   local ask = { seq = next_number(), epoch = next_number(), waiting = next_number(), need = next_number(), ahead = next_number(), leaves = next_number() == 1, windows = {}, limits = {} }
@@ -70,6 +73,11 @@ local function next_ask()
   if next_number() == 1 then
     ask.ledger = {}
     for w = 1, WINDOWS do ask.ledger[w] = next_number() end
+  end
+  ask.least = 1
+  if next_number() == 1 then
+    ask.least, ask.holds = next_number(), {}
+    for w = 1, WINDOWS do ask.holds[w] = next_number() end
   end
   ask.in_flight, ask.ahead_places, ask.max_places = next_number(), next_number(), next_number()
   for l = 1, next_number() do
@@ -138,6 +146,9 @@ local function read_record(subject, name, text)
   for w = 1, WINDOWS do
     record.windows[w] = { since = next_of(), debited = tonumber(next_of()), reserved = tonumber(next_of()) }
   end
+  if subject.holds then
+    for w = 1, WINDOWS do record.windows[w].holds = tonumber(next_of() or 0) end
+  end
   if record.till + RECORD_US < now_us and name ~= node then
     subject.gone[#subject.gone + 1] = 'n:' .. name
   elseif name == node then
@@ -157,7 +168,7 @@ local function read(hash, ask)
     elseif kind == 'p' then places[name] = fields[i + 1]
     else v[fields[i]] = fields[i + 1] end
   end
-  local subject = { hash = hash, newest = {}, before = {}, windows = {}, buckets = {}, others = {}, gone = {}, places = places }
+  local subject = { hash = hash, newest = {}, before = {}, windows = {}, buckets = {}, others = {}, gone = {}, places = places, holds = ask.holds }
   if #fields == 0 then
     if not ask.ledger then return nil, 2 end
     subject.made, subject.epoch, subject.hold = now_us, now_us, 0
@@ -247,11 +258,11 @@ local function base(bucket, leasing)
   return max(bucket.scaled, now, (leasing and now or min(now, bucket.leased)) + life)
 end
 
--- What other nodes may still spend without a call is reserved for them.
-local function promised(subject, w)
+-- The sum over the other nodes of what is reserved for them (holds, and what they may still spend without a call), or of holds.
+local function sum_of_others(subject, w, name)
   local units = 0
   for _, other in ipairs(subject.others) do
-    if other.till - promise_us >= starts[w] * 1000000 then units = units + other.windows[w].reserved end
+    if other.till - promise_us >= starts[w] * 1000000 then units = units + other.windows[w][name] end
   end
   return units
 end
@@ -259,8 +270,8 @@ end
 local function available(subject, ask, limit, leasing)
   if limit.window then
     local w = limit.window
-    limit.promised = limit.promised or promised(subject, w)
-    return max(0, limit.max - subject.windows[w].used - limit.promised)
+    limit.reserved = limit.reserved or sum_of_others(subject, w, 'reserved')
+    return max(0, limit.max - subject.windows[w].used - limit.reserved - (ask.holds and ask.holds[w] or 0))
   end
   local bucket = subject.buckets[limit.bucket]
   return max(0, floor((now + limit.burst * limit.step - base(bucket, leasing)) / limit.step))
@@ -291,10 +302,11 @@ local function reason(subject, ask, free_places)
     if rank > current then why, wait = index, candidate end
   end
   for index, limit in ipairs(ask.limits) do
-    if available(subject, ask, limit, false) < 1 then
+    if available(subject, ask, limit, false) + ask.waiting - ask.need < ask.least then
       if limit.window then
         local till = ends[limit.window]
-        worse(index, (till > 0 and limit.max > 0) and max(1, till * 1000000 - now_us) or -1)
+        local is_held = ask.holds and subject.windows[limit.window].used + ask.least <= limit.max
+        worse(index, is_held and -2 or (till > 0 and limit.max >= ask.least) and max(1, till * 1000000 - now_us) or -1)
       else
         local over = base(subject.buckets[limit.bucket], false) + limit.step - (now + limit.burst * limit.step)
         worse(index, limit.burst > 0 and limit.step < 2 ^ 52 and max(1, ceil(over / TICKS)) or -1)
@@ -325,13 +337,14 @@ local function write(subject, ask, record)
     local of = record[w]
     texts[w + 3] = of.since .. ' ' .. whole(of.debited) .. ' ' .. whole(of.reserved)
   end
+  for w = 1, ask.holds and WINDOWS or 0 do texts[#texts + 1] = whole(ask.holds[w]) end
   put('n:' .. node, table.concat(texts, ' '))
   redis.call('HSET', subject.hash, unpack(out))
   if #subject.gone > 0 then redis.call('HDEL', subject.hash, unpack(subject.gone)) end
   redis.call('PEXPIRE', subject.hash, SUBJECT_MS)
 end
 
--- === one subject ===
+-- === one pool ===
 
 local function nothing(status)
   local answer = { status }
@@ -359,7 +372,7 @@ local function serve(hash, ask)
     units = ask.need
     for _, limit in ipairs(ask.limits) do units = min(units, available(subject, ask, limit, false)) end
     local served = min(ask.waiting - ask.need + units, free_places)
-    if ask.waiting > 0 and served < 1 then
+    if ask.waiting > 0 and served < ask.least then
       status, units = 1, 0
       why, wait = reason(subject, ask, free_places)
     elseif ask.ahead > 0 and units == ask.need then
@@ -383,23 +396,26 @@ local function serve(hash, ask)
         if extra > 0 then bucket.leased = max(bucket.leased, now + life) end
       end
     end
-    for _, window in ipairs(subject.windows) do window.used = window.used + granted end
+    -- Units for holds are reserved with them; used are those that were settled.
+    for w, window in ipairs(subject.windows) do
+      if ask.holds then ask.holds[w] = ask.holds[w] + granted else window.used = window.used + granted end
+    end
   end
 
   local record, promises = {}, {}
-  for w = 1, WINDOWS do
-    local said = ask.windows[w]
-    promises[w] = 0
-    record[w] = { since = said.since, debited = said.spent + granted, reserved = 0 }
-  end
   for _, limit in ipairs(ask.limits) do
     if limit.window and not ask.leaves then
-      local w = limit.window
-      -- Until it receives this answer, it may spend its old promise; the grant is a part of that.
-      local free = available(subject, ask, limit, false)
-      promises[w] = held_back and min(free, ask.windows[w].held) or floor(free / part)
-      record[w].reserved = max(ask.windows[w].held - granted, promises[w])
+      local w, free = limit.window, available(subject, ask, limit, false)
+      local promise = held_back and min(free, ask.windows[w].held) or floor(free / part)
+      promises[w] = min(promises[w] or promise, promise)
     end
+  end
+  for w, said in ipairs(ask.windows) do
+    local holds = ask.holds and ask.holds[w]
+    record[w] = { since = said.since, debited = said.spent + (holds and 0 or granted), reserved = holds or 0 }
+    -- Until it receives this answer, it may spend its old promise; the grant is a part of that.
+    if promises[w] then record[w].reserved = record[w].reserved + max(said.held - granted, promises[w]) end
+    promises[w] = promises[w] or 0
   end
   write(subject, ask, record)
 
@@ -419,6 +435,7 @@ local function serve(hash, ask)
   local answer = { status, subject.epoch, granted, why, wait, places, max(0, ask.max_places - others - places) }
   for w = 1, WINDOWS do answer[#answer + 1] = promises[w] end
   for w = 1, WINDOWS do answer[#answer + 1] = subject.windows[w].used end
+  for w = 1, ask.holds and WINDOWS or 0 do answer[#answer + 1] = ask.holds[w] + sum_of_others(subject, w, 'holds') end
   for _, limit in ipairs(ask.limits) do
     if limit.bucket then
       answer[#answer + 1] = available(subject, ask, limit, false)

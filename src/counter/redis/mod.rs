@@ -4,7 +4,8 @@
 //! says ([`OnFailure`]), and reports to Redis afterwards what was spent meanwhile.
 //!
 //! *Invariant:* at most one call per workspace is in flight, and at most [`CALLS_MAX`] in all.
-//! *Invariant:* the lock of a key is taken before that of its workspace, and that of a queue last.
+//! *Invariant:* the lock of a key is taken before that of its workspace, that before that of an end user, and that of a queue
+//! last.
 
 mod bounded;
 mod call;
@@ -14,28 +15,30 @@ pub(super) mod link;
 pub mod pool;
 pub(super) mod script;
 mod settle;
+mod subject;
 mod transport;
 
 use super::{Charge, ChargeError, Charged, LimitsLeft, Refusal};
 use crate::clock::{Clock, Now, Timestamp};
 use crate::metrics::Metrics;
+use crate::model::amounts::Amounts;
 use crate::model::calendar::Calendar;
-use crate::model::id::{KeyId, WorkspaceId};
+use crate::model::id::{EndUserId, KeyId, WorkspaceId};
 use crate::model::outage::OnFailure;
 use crate::model::usage::{UsageSubject, UsageTotals};
-use crate::policy::keys::calendar::Window;
-use crate::policy::keys::limit::Limits;
-use arc_swap::ArcSwap;
+use crate::policy::keys::limit::MeteredUnits;
 use async_trait::async_trait;
 use dashmap::DashMap;
 use endpoint::{LinkError, RedisEndpoint};
 use link::Link;
-use pool::{SubjectPool, TakenUnits, WINDOWS};
+use pool::WINDOWS;
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
+use subject::{ChargedSubjects, Subject, WorkspaceGroup, can_spend, left, refusal, spend};
+pub(super) use subject::{HeldSlot, LeasedHold, LeasedUnit, Slot};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::Instant;
@@ -44,7 +47,7 @@ use tokio::time::Instant;
 pub const PATIENCE: Duration = Duration::from_millis(15);
 /// Most calls in flight: about as many as Redis answers while a request waits.
 const CALLS_MAX: usize = 128;
-/// Most requests of one key that wait for an answer.
+/// Most requests of one workspace that wait for an answer.
 const WAITING_MAX: usize = 8_192;
 /// A call without an answer for this long no longer blocks the next one.
 const ABANDONED_AFTER: Duration = Duration::from_millis(100);
@@ -98,11 +101,13 @@ pub struct LeasesConfig {
 pub struct Leases {
     config: LeasesConfig,
     link: Arc<Link>,
-    keys: DashMap<KeyId, Arc<KeyState>>,
+    keys: DashMap<KeyId, Arc<Subject>>,
+    /// End users that are limited and were used lately.
+    end_users: DashMap<EndUserId, Arc<Subject>>,
     groups: DashMap<WorkspaceId, Arc<WorkspaceGroup>>,
     calls: Arc<Semaphore>,
-    /// Keys that must be reported to Redis even if no request comes.
-    listed: Mutex<VecDeque<KeyId>>,
+    /// Subjects that must be reported to Redis even if no request comes.
+    listed: Mutex<VecDeque<Arc<Subject>>>,
     /// Recent lag of the ledger, in ns.
     lag_ns: AtomicU64,
     /// When everything was last reported again, in steady ns.
@@ -112,69 +117,29 @@ pub struct Leases {
     me: Weak<Self>,
 }
 
-/// A workspace on this node: its keys share calls.
-struct WorkspaceGroup {
-    id: WorkspaceId,
-    /// Workspaces with the same part fail together.
-    part: u32,
-    /// Whether limits are counted on the workspace itself.
-    is_counted: AtomicBool,
-    /// The calendar of its windows, by the plan of the last request.
-    calendar: ArcSwap<Calendar>,
-    state: Mutex<LeaseState>,
-    queue: Mutex<CallQueue>,
-}
-
 #[derive(Default)]
 struct CallQueue {
-    /// Keys for the next call.
-    pending: VecDeque<Arc<KeyState>>,
+    /// Requests for the next calls.
+    waiting: VecDeque<Waiter>,
+    /// Keys and end users for the next calls, without a waiting request.
+    pending: VecDeque<Arc<Subject>>,
     /// When the call in flight was sent, in steady ns.
     asking_since_ns: Option<u64>,
     /// The series of calls that it belongs to; an abandoned series is followed by another.
     turn: u64,
     /// Subjects that Redis does not know and that must be read from the ledger; none stands for the workspace.
-    unknown: VecDeque<Option<Arc<KeyState>>>,
+    unknown: VecDeque<Option<Arc<Subject>>>,
     is_reading: bool,
-    /// Keys with requests that wait for the ledger.
-    stalled: Vec<Arc<KeyState>>,
+    /// Requests that wait for the ledger.
+    stalled: Vec<Waiter>,
 }
 
-/// A key on this node.
-struct KeyState {
-    key: KeyId,
-    group: Arc<WorkspaceGroup>,
-    leases: Weak<Leases>,
-    /// Whether it is in `listed`, and whether it is in the queue of the next call.
-    is_listed: AtomicBool,
-    is_queued: AtomicBool,
-    state: Mutex<LeaseState>,
+/// A request that waits for an answer.
+struct Waiter {
+    subjects: ChargedSubjects,
+    amounts: Amounts,
+    tell: oneshot::Sender<RequestVerdict>,
 }
-
-/// The state of a key, or of a workspace.
-#[derive(Default)]
-struct LeaseState {
-    pool: SubjectPool,
-    /// Waiting requests of a key.
-    waiting: VecDeque<oneshot::Sender<RequestVerdict>>,
-    broken_until_ns: u64,
-    /// Totals from the ledger, with their time and calendar, until Redis is filled with them.
-    ledger: Option<(Timestamp, Calendar, UsageTotals)>,
-    is_reading: bool,
-    /// When Redis last worked before the first request that was decided without it since.
-    fallback_since_ns: Option<u64>,
-}
-
-/// The charge of one request. Dropping it ends the request in flight.
-pub(super) struct LeasedUnit {
-    subject: Arc<KeyState>,
-    of_key: TakenUnits,
-    of_workspace: Option<TakenUnits>,
-    is_ended: bool,
-}
-
-/// A place in flight for a request that is not charged yet.
-pub(super) struct HeldSlot(Arc<KeyState>);
 
 /// The result for a waiting request.
 #[expect(
@@ -188,8 +153,8 @@ enum RequestVerdict {
     Fallback,
 }
 
-/// A unit for a request that may have stopped waiting; then it is returned.
-struct UndeliveredUnit(Option<(LeasedUnit, LimitsLeft)>);
+/// What a request took that may have stopped waiting; then it is returned.
+struct UndeliveredUnit(Option<(LeasedUnit, Option<Box<LeasedHold>>, LimitsLeft)>);
 
 /// A result without waiting, or a wait.
 #[expect(clippy::large_enum_variant, reason = "nearly every request is told at once")]
@@ -215,6 +180,7 @@ impl Leases {
             config,
             link: Arc::clone(&link),
             keys: DashMap::new(),
+            end_users: DashMap::new(),
             groups: DashMap::new(),
             calls: Arc::new(Semaphore::new(CALLS_MAX)),
             listed: Mutex::default(),
@@ -236,8 +202,8 @@ impl Leases {
     /// Charges all limits of a request, or none.
     pub(super) async fn charge(&self, charge: &Charge<'_>) -> Result<Charged, ChargeError> {
         let deadline = Instant::now() + PATIENCE;
-        let subject = self.subject(charge.key, charge.workspace);
-        let (quick, began_ns) = self.quick(&subject, charge);
+        let subjects = self.subjects(charge);
+        let (quick, began_ns) = self.quick(&subjects, charge);
         let answer = match quick {
             LocalAnswer::Verdict(RequestVerdict::Fallback) => None,
             LocalAnswer::Verdict(verdict) => return charged(verdict),
@@ -246,7 +212,7 @@ impl Leases {
             }
         };
         let charged = match answer {
-            None | Some(RequestVerdict::Fallback) => self.charge_fallback(&subject, charge),
+            None | Some(RequestVerdict::Fallback) => self.charge_fallback(&subjects, &charge.amounts),
             Some(verdict) => charged(verdict),
         };
         let waited = Duration::from_nanos(self.now_ns().saturating_sub(began_ns));
@@ -256,93 +222,101 @@ impl Leases {
 
     /// Takes a place in flight for a request that is charged later, as far as this process knows.
     pub(super) fn hold(&self, charge: &Charge<'_>) -> Result<HeldSlot, Box<Refusal>> {
-        let subject = self.subject(charge.key, charge.workspace);
-        subject.lock().pool.hold(charge.key_limits)?;
-        Ok(HeldSlot(subject))
+        let key = self.key(charge.key, charge.workspace);
+        key.lock().requests.hold(charge.key_limits)?;
+        Ok(HeldSlot(key))
     }
 
     /// Decides from granted units, or queues the request for the next answer of Redis.
-    fn quick(&self, subject: &Arc<KeyState>, charge: &Charge<'_>) -> (LocalAnswer, u64) {
-        let now = self.now();
-        let group = &subject.group;
-        let mut key = subject.lock();
-        let mut workspace = group.counted(charge.workspace_limits);
-        if **group.calendar.load() != charge.key_limits.calendar {
-            group.calendar.store(Arc::new(charge.key_limits.calendar));
+    fn quick(&self, subjects: &ChargedSubjects, charge: &Charge<'_>) -> (LocalAnswer, u64) {
+        let (now, amounts) = (self.now(), &charge.amounts);
+        let verdict = |verdict| (LocalAnswer::Verdict(verdict), now.steady_ns);
+        let group = &subjects.key.group;
+        let mut states = subjects.lock();
+        group.follow(charge.key_limits.calendar);
+        for (slot, state) in &mut states {
+            state.attempt(charge.limits_of(*slot), amounts);
         }
-        key.pool.attempt(charge.key_limits);
-        if let Some(workspace) = workspace.as_deref_mut() {
-            workspace.pool.attempt(charge.workspace_limits);
-        }
-        if can_spend(&mut key, workspace.as_deref_mut(), now.steady_ns) {
-            let told = spend(subject, &mut key, workspace.as_deref_mut(), now);
-            let key_wants = key.pool.wants_more();
-            let wants = workspace.as_deref_mut().is_some_and(|w| w.pool.wants_more()) || key_wants;
-            let may_ask = wants && self.can_call_redis(group, &key, now.steady_ns);
-            drop(workspace);
-            drop(key);
+        let is_up = self.link.is_up_for(group.part, now.steady_ns);
+        if can_spend(&mut states, amounts, now.steady_ns) {
+            let taken = spend(&mut states, amounts, now);
+            let left = left(&states, now.steady_ns);
+            let wants = states.iter_mut().fold(false, |wants, (_, state)| state.wants_more() || wants);
+            let may_ask = wants && is_up && !states[0].1.is_broken(now.steady_ns);
+            drop(states);
             if may_ask {
-                self.enqueue(subject, now.steady_ns);
+                for subject in subjects.iter() {
+                    self.enqueue(subject, now.steady_ns);
+                }
             }
-            subject.list();
-            return (LocalAnswer::Verdict(RequestVerdict::Unit(UndeliveredUnit(Some(told)))), now.steady_ns);
+            subjects.list();
+            let (unit, hold) = subject::charged(subjects, taken, amounts);
+            return verdict(RequestVerdict::Unit(UndeliveredUnit(Some((unit, hold, left)))));
         }
-        if let Some(refusal) = refusal(&key, workspace.as_deref(), now.steady_ns) {
-            return (LocalAnswer::Verdict(RequestVerdict::Refused(refusal)), now.steady_ns);
+        if let Some(refusal) = refusal(&mut states, amounts, now.steady_ns) {
+            return verdict(RequestVerdict::Refused(refusal));
         }
-        let is_workspace_broken = workspace.as_ref().is_some_and(|w| now.steady_ns < w.broken_until_ns);
-        drop(workspace);
-        if is_workspace_broken
-            || !self.can_call_redis(group, &key, now.steady_ns)
-            || key.waiting.len() >= WAITING_MAX
-        {
-            return (LocalAnswer::Verdict(RequestVerdict::Fallback), now.steady_ns);
+        let is_broken = states.iter().any(|(_, state)| state.is_broken(now.steady_ns));
+        drop(states);
+        if is_broken || !is_up {
+            return verdict(RequestVerdict::Fallback);
         }
         let (tell, answer) = oneshot::channel();
-        key.waiting.push_back(tell);
-        drop(key);
-        // If the call in flight is late already, do not wait for it.
-        let is_asked = self.enqueue(subject, now.steady_ns) && !group.queue().is_late(now.steady_ns);
-        (
-            if is_asked { LocalAnswer::Wait(answer) } else { LocalAnswer::Verdict(RequestVerdict::Fallback) },
-            now.steady_ns,
-        )
+        let waiter = Waiter { subjects: subjects.clone(), amounts: *amounts, tell };
+        if self.wait(waiter, now.steady_ns) {
+            (LocalAnswer::Wait(answer), now.steady_ns)
+        } else {
+            verdict(RequestVerdict::Fallback)
+        }
     }
 
-    fn can_call_redis(&self, group: &WorkspaceGroup, key: &LeaseState, now_ns: u64) -> bool {
-        now_ns >= key.broken_until_ns && self.link.is_up_for(group.part, now_ns)
+    fn can_call_redis(&self, subject: &Subject, now_ns: u64) -> bool {
+        !subject.lock().is_broken(now_ns) && self.link.is_up_for(subject.group.part, now_ns)
     }
 
     pub(super) fn forget(&self, key: KeyId) {
         self.keys.remove(&key);
     }
 
-    fn subject(&self, key: KeyId, workspace: &WorkspaceId) -> Arc<KeyState> {
+    /// What requests in flight on this node hold in each window.
+    pub(super) fn held(&self, subject: &UsageSubject) -> [MeteredUnits; WINDOWS.len()] {
+        let found = match subject {
+            UsageSubject::Workspace(id) => {
+                return self.groups.get(id).map_or_else(Default::default, |group| group.lock().on_hold());
+            }
+            UsageSubject::Key(id) => self.keys.get(id).map(|found| Arc::clone(&found)),
+            UsageSubject::EndUser(_, id) => self.end_users.get(id).map(|found| Arc::clone(&found)),
+        };
+        found.map_or_else(Default::default, |subject| subject.lock().on_hold())
+    }
+
+    /// Whom a request is charged to.
+    fn subjects(&self, charge: &Charge<'_>) -> ChargedSubjects {
+        let key = self.key(charge.key, charge.workspace);
+        let is_workspace_counted = key.group.is_counted(charge.workspace_limits);
+        let end_user = charge.end_user.filter(|(_, limits)| !limits.is_empty());
+        let end_user = end_user.map(|(id, _)| self.end_user(id, &key.group));
+        ChargedSubjects::new(key, is_workspace_counted, end_user)
+    }
+
+    fn key(&self, key: KeyId, workspace: &WorkspaceId) -> Arc<Subject> {
         if let Some(found) = self.keys.get(&key) {
             return Arc::clone(&found);
         }
-        let new = || {
-            Arc::new(WorkspaceGroup {
-                id: workspace.clone(),
-                part: crc32fast::hash(workspace.as_str().as_bytes()),
-                is_counted: AtomicBool::new(false),
-                calendar: ArcSwap::default(),
-                state: Mutex::default(),
-                queue: Mutex::default(),
-            })
-        };
+        let now_ns = self.now_ns();
+        let new = || Arc::new(WorkspaceGroup::new(workspace.clone(), now_ns));
         let group = Arc::clone(&self.groups.entry(workspace.clone()).or_insert_with(new));
-        let new = || {
-            Arc::new(KeyState {
-                key,
-                group,
-                leases: self.me.clone(),
-                is_listed: AtomicBool::new(false),
-                is_queued: AtomicBool::new(false),
-                state: Mutex::default(),
-            })
-        };
+        let new = || Arc::new(Subject::new(UsageSubject::Key(key), group, self.me.clone(), now_ns));
         Arc::clone(&self.keys.entry(key).or_insert_with(new))
+    }
+
+    fn end_user(&self, id: EndUserId, group: &Arc<WorkspaceGroup>) -> Arc<Subject> {
+        if let Some(found) = self.end_users.get(&id) {
+            return Arc::clone(&found);
+        }
+        let subject = UsageSubject::EndUser(group.id.clone(), id);
+        let new = || Arc::new(Subject::new(subject, Arc::clone(group), self.me.clone(), self.now_ns()));
+        Arc::clone(&self.end_users.entry(id).or_insert_with(new))
     }
 
     fn nodes(&self) -> u64 {
@@ -382,9 +356,7 @@ fn nanos(d: Duration) -> u64 {
 fn charged(verdict: RequestVerdict) -> Result<Charged, ChargeError> {
     match verdict {
         RequestVerdict::Unit(mut unit) => match unit.0.take() {
-            Some((unit, left)) => {
-                Ok(Charged { taken: None, unit: Some(unit), hold: None, left, degraded: false })
-            }
+            Some((unit, hold, left)) => Ok(Charged::shared(unit, hold, left, false)),
             None => Err(ChargeError::Unavailable),
         },
         RequestVerdict::Refused(refusal) => Err(ChargeError::Limit { refusal, degraded: false }),
@@ -392,82 +364,7 @@ fn charged(verdict: RequestVerdict) -> Result<Charged, ChargeError> {
     }
 }
 
-fn can_spend(key: &mut LeaseState, workspace: Option<&mut LeaseState>, now_ns: u64) -> bool {
-    key.pool.can_spend(now_ns) && workspace.is_none_or(|w| w.pool.can_spend(now_ns))
-}
-
-/// Takes a unit after [`can_spend`] has returned true.
-fn spend(
-    subject: &Arc<KeyState>,
-    key: &mut LeaseState,
-    mut workspace: Option<&mut LeaseState>,
-    now: Now,
-) -> (LeasedUnit, LimitsLeft) {
-    let of_key = key.pool.spend(now);
-    let of_workspace = workspace.as_deref_mut().map(|w| w.pool.spend(now));
-    let mut left = key.pool.left(now.steady_ns);
-    left.extend(workspace.iter().flat_map(|w| w.pool.left(now.steady_ns)));
-    (LeasedUnit { subject: Arc::clone(subject), of_key, of_workspace, is_ended: false }, left)
-}
-
-/// The cached refusal; of two, the one that lasts longer.
-fn refusal(key: &LeaseState, workspace: Option<&LeaseState>, now_ns: u64) -> Option<Box<Refusal>> {
-    let (a, b) = (key.pool.refusal(now_ns), workspace.and_then(|w| w.pool.refusal(now_ns)));
-    let mut told = match (a, b) {
-        (Some(a), Some(b)) => {
-            if b.refused.retry > a.refused.retry {
-                b
-            } else {
-                a
-            }
-        }
-        (a, b) => a.or(b)?,
-    };
-    told.left = key.pool.left(now_ns);
-    told.left.extend(workspace.iter().flat_map(|w| w.pool.left(now_ns)));
-    Some(told)
-}
-
-// === impl State, Group, Subject ===
-
-impl LeaseState {
-    /// The totals from the ledger for the windows of `calendar` that contain `at`, if they are recent.
-    fn ledgered(&self, at: Timestamp, calendar: Calendar) -> Option<[u64; WINDOWS.len()]> {
-        let (told_at, told_of, row) = self.ledger.as_ref()?;
-        if at.since(*told_at) > BROKEN_FOR || *told_of != calendar {
-            return None;
-        }
-        let mut known = row.used;
-        for (window, used) in Window::all(calendar, *told_at).iter().zip(&mut known) {
-            *used = if window.contains(at) { *used } else { 0 };
-        }
-        Some(known)
-    }
-}
-
-impl WorkspaceGroup {
-    /// Nothing under this lock can panic half-way, so a poisoned lock guards valid values.
-    fn lock(&self) -> MutexGuard<'_, LeaseState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn queue(&self) -> MutexGuard<'_, CallQueue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The workspace's own state, if it has limits: keys of a workspace without limits must not contend for one lock.
-    fn counted(&self, limits: &Limits) -> Option<MutexGuard<'_, LeaseState>> {
-        let is_counted = !limits.is_empty();
-        if self.is_counted.load(Ordering::Relaxed) != is_counted {
-            self.is_counted.store(is_counted, Ordering::Relaxed);
-        }
-        is_counted.then(|| self.lock())
-    }
-
-    fn lock_if_counted(&self) -> Option<MutexGuard<'_, LeaseState>> {
-        self.is_counted.load(Ordering::Relaxed).then(|| self.lock())
-    }
-}
+// === impl CallQueue, UndeliveredUnit, Leases ===
 
 impl CallQueue {
     fn is_late(&self, now_ns: u64) -> bool {
@@ -479,77 +376,12 @@ impl CallQueue {
     }
 }
 
-impl KeyState {
-    fn lock(&self) -> MutexGuard<'_, LeaseState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Lists the key for a report to Redis, even if no further request comes.
-    fn list(&self) {
-        if self.is_listed.load(Ordering::Acquire)
-            || !self.owes()
-            || self.is_listed.swap(true, Ordering::AcqRel)
-        {
-            return;
-        }
-        if let Some(leases) = self.leases.upgrade() {
-            leases.listed.lock().unwrap_or_else(PoisonError::into_inner).push_back(self.key);
-        }
-    }
-
-    fn owes(&self) -> bool {
-        self.lock().pool.owes() || self.group.lock_if_counted().is_some_and(|w| w.pool.owes())
-    }
-}
-
-// === impl Unit, HeldPlace, Undelivered ===
-
-impl LeasedUnit {
-    /// Returns the unit: the request never reached a backend.
-    pub(super) fn give_back(mut self) {
-        self.is_ended = true;
-        self.subject.lock().pool.give_back(&self.of_key);
-        if let Some(spent) = &self.of_workspace {
-            self.subject.group.lock().pool.give_back(spent);
-        }
-        self.subject.list();
-    }
-}
-
-impl Drop for LeasedUnit {
-    fn drop(&mut self) {
-        if !self.is_ended {
-            self.subject.lock().pool.end();
-            if self.of_workspace.is_some() {
-                self.subject.group.lock().pool.end();
-            }
-        }
-    }
-}
-
-impl Drop for HeldSlot {
-    fn drop(&mut self) {
-        self.0.lock().pool.unhold();
-    }
-}
-
 impl Drop for UndeliveredUnit {
     fn drop(&mut self) {
-        if let Some((unit, _)) = self.0.take() {
+        if let Some((unit, hold, _)) = self.0.take() {
             unit.give_back();
+            drop(hold);
         }
-    }
-}
-
-impl fmt::Debug for LeasedUnit {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LeasedUnit").field("key", &self.subject.key).finish_non_exhaustive()
-    }
-}
-
-impl fmt::Debug for HeldSlot {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("HeldPlace").field(&self.0.key).finish()
     }
 }
 

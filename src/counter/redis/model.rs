@@ -1,7 +1,8 @@
 //! Pools and the real script in a real Redis, with time, loss and crashes controlled by the test.
 
 use super::pool::{
-    FallbackState, LeaseGrant, LeaseRequest, OutstandingUnits, SubjectPool, TakenUnits, WINDOWS, WindowReport,
+    FallbackState, LeaseGrant, LeaseRequest, OutstandingUnits, SubjectPool, TakenUnits, WINDOWS, Wanted,
+    WindowReport,
 };
 use super::script::{self, ScriptCall, ScriptReply, ScriptTotals};
 use crate::clock::{Now, Timestamp};
@@ -21,6 +22,7 @@ mod changed_limits;
 mod clock_steps;
 mod demand;
 mod explore;
+mod holds;
 #[expect(dead_code, reason = "the tests from outside also stop and question it")]
 #[path = "../../../tests/counters/redis.rs"]
 mod redis_server;
@@ -115,6 +117,9 @@ impl World {
         key: &LeaseRequest,
         workspace: Option<&LeaseRequest>,
     ) -> Vec<ScriptTotals> {
+        let mut asks = Vec::new();
+        asks.extend(workspace.map(|ask| (format!("kg:{{{}}}:w", self.workspace), ask)));
+        asks.push((format!("kg:{{{}}}:k:{}", self.workspace, self.key), key));
         let call = ScriptCall {
             node,
             nodes: nodes as u64,
@@ -123,9 +128,7 @@ impl World {
             lost: None,
             at: Timestamp::from_micros(self.now_us),
             calendar: self.calendar,
-            workspace: &self.workspace,
-            of_workspace: workspace,
-            of_keys: vec![(self.key, key)],
+            asks,
         };
         let command = script::command_with(&self.script, &call);
         let mut both = redis::pipe();
@@ -187,8 +190,15 @@ impl Node {
         }
     }
 
+    fn attempt(&mut self, limits: &[Limits; 2]) {
+        for (pool, limits) in [&mut self.key, &mut self.workspace].into_iter().zip(limits) {
+            pool.set_limits(limits);
+            pool.attempt(1);
+        }
+    }
+
     fn can_spend(&mut self, now_ns: u64) -> bool {
-        self.key.can_spend(now_ns) && self.workspace.can_spend(now_ns)
+        self.key.can_spend(1, now_ns) && self.workspace.can_spend(1, now_ns)
     }
 }
 
@@ -269,7 +279,7 @@ impl Run {
     fn admit(&mut self, index: usize) {
         let now = self.world.now();
         let node = &mut self.nodes[index];
-        let spent = [node.key.spend(now), node.workspace.spend(now)];
+        let spent = [node.key.spend(1, now), node.workspace.spend(1, now)];
         node.running.push((spent, self.world.now_us));
         self.admitted.push(self.world.now_us);
     }
@@ -278,12 +288,11 @@ impl Run {
     fn request(&mut self, index: usize) {
         let now = self.world.now();
         let node = &mut self.nodes[index];
-        node.key.attempt(&self.limits[0]);
-        node.workspace.attempt(&self.limits[1]);
+        node.attempt(&self.limits);
         if node.can_spend(now.steady_ns) {
             self.admit(index);
-        } else if node.key.refusal(now.steady_ns).is_none()
-            && node.workspace.refusal(now.steady_ns).is_none()
+        } else if node.key.refusal(1, now.steady_ns).is_none()
+            && node.workspace.refusal(1, now.steady_ns).is_none()
             && node.in_transit.is_none()
         {
             self.send(index, 1);
@@ -294,15 +303,15 @@ impl Run {
     fn spend_fallback(&mut self, index: usize) {
         let now = self.world.now();
         let node = &mut self.nodes[index];
-        node.key.attempt(&self.limits[0]);
-        node.workspace.attempt(&self.limits[1]);
+        node.attempt(&self.limits);
         let nodes = self.delay.len() as u64;
         let outage =
             FallbackState { nodes, share_unknown: false, gone_since_ns: None, well_ns: now.steady_ns };
-        if node.key.may_spend_fallback(&outage, now).is_ok()
-            && node.workspace.may_spend_fallback(&outage, now).is_ok()
+        if node.key.may_spend_fallback(1, &outage, now).is_ok()
+            && node.workspace.may_spend_fallback(1, &outage, now).is_ok()
         {
-            let spent = [node.key.spend_fallback(&outage, now), node.workspace.spend_fallback(&outage, now)];
+            let spent =
+                [node.key.spend_fallback(1, &outage, now), node.workspace.spend_fallback(1, &outage, now)];
             node.running.push((spent, self.world.now_us));
             self.admitted.push(self.world.now_us);
         }
@@ -311,8 +320,8 @@ impl Run {
     fn send(&mut self, index: usize, waiting: u64) {
         let (sent, count, calendar) = (self.world.now(), self.nodes.len(), self.world.calendar);
         let node = &mut self.nodes[index];
-        let key = node.key.ask(waiting, sent.steady_ns, sent.wall, calendar);
-        let workspace = node.workspace.ask(waiting, sent.steady_ns, sent.wall, calendar);
+        let key = node.key.ask(requests(waiting), sent.steady_ns, sent.wall, calendar);
+        let workspace = node.workspace.ask(requests(waiting), sent.steady_ns, sent.wall, calendar);
         let name = node.name.clone();
         let told = self.world.filled(&name, count, &key, Some(&workspace));
         let mut grants = told.into_iter().map(|told| match told {
@@ -376,6 +385,11 @@ impl Run {
         }
         windows.into_values().max().unwrap_or(0)
     }
+}
+
+/// What so many waiting requests want.
+fn requests(count: u64) -> Wanted {
+    Wanted { units: count, least: count.min(1) }
 }
 
 fn limit(name: LimitName, rule: LimitRule) -> Limit {
@@ -549,9 +563,11 @@ fn plain_ask(limits: &[Limit], need: u64, ahead: u64) -> LeaseRequest {
         limits: limits.iter().copied().collect(),
         waiting: need,
         need,
+        least: 1,
         ahead,
         leaves: false,
         windows: [WindowReport { since: 1, ..WindowReport::default() }; WINDOWS.len()],
+        holds: None,
         returned: (0, 0),
         untold: Vec::new(),
         ledger: None,

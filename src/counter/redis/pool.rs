@@ -1,11 +1,14 @@
-//! What one node holds of one subject (a key, or a workspace): units granted by Redis, and a promise for when it is
-//! unreachable.
+//! What one node has of one measure of one subject: units granted by Redis, and a promise for when it is unreachable.
+//!
+//! Requests are spent when they are admitted. Of every other measure a request takes a *hold*, which is settled when it is
+//! known what was used; [`SubjectPool::held`] makes a pool of that kind.
 //!
 //! Pure: no I/O, no clock. docs/explanation/redis.md describes the protocol; `grant.lua` is the other side.
 //!
 //! *Invariant:* a unit is spent within [`LIFE`] of its debit and before the first of its windows ends, or is returned.
-//! *Invariant:* without Redis, no more is spent in a window than Redis has reserved for this node: unspent granted units
-//! and the promise. Whatever is lost on the way (a call, an answer, a node) makes nodes admit fewer requests.
+//! *Invariant:* without Redis, no more is spent or held in a window than Redis has reserved for this node: unspent granted
+//! units, holds and the promise. Whatever is lost on the way (a call, an answer) makes nodes admit fewer requests.
+//! *Invariant:* a hold counts in the windows in which it was taken, and so does what it is settled to.
 
 use crate::clock::{Now, Timestamp};
 use crate::counter::{LimitsLeft, Refusal};
@@ -20,6 +23,7 @@ use std::time::Duration;
 
 mod call;
 mod fallback;
+mod refusals;
 
 /// The calendar windows, in the order of the script.
 pub const WINDOWS: [Per; 6] = Per::WINDOWS;
@@ -43,15 +47,18 @@ const AHEAD_MIN: u64 = 4;
 const AHEAD_MAX: u64 = 10_000;
 /// A calendar step back of less than this is ignored.
 const STEP_MIN: Duration = Duration::from_secs(1);
+/// How often holds are reported again, so that Redis does not release them with a promise that has expired.
+const RENEW_HOLDS_EVERY: Duration = Duration::from_secs(3);
 /// Most minutes for which unreported units are kept separately.
 const UNTOLD_MAX: usize = 240;
 const SECOND_US: i64 = 1_000_000;
 const MINUTE_US: i64 = 60 * SECOND_US;
 
-/// One subject on this node.
+/// One measure of one subject on this node.
 #[derive(Clone, Debug, Default)]
 pub struct SubjectPool {
     limits: Limits,
+    kind: PoolKind,
     own: [OwnWindow; WINDOWS.len()],
     /// The calendar of those windows.
     calendar: Calendar,
@@ -96,6 +103,16 @@ pub struct SubjectPool {
     places_from_ns: u64,
 }
 
+/// What requests take of a pool.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum PoolKind {
+    /// Units that are spent at once.
+    #[default]
+    Spent,
+    /// Holds that are settled later.
+    Held,
+}
+
 /// One window on this node.
 #[derive(Clone, Copy, Debug, Default)]
 struct OwnWindow {
@@ -105,6 +122,10 @@ struct OwnWindow {
     spent: u64,
     /// The part of this that Redis is known to have counted, unspent granted units included.
     told: u64,
+    /// What requests hold.
+    on_hold: u64,
+    /// What Redis is known to reserve for holds and unspent granted units.
+    told_hold: u64,
     /// What all nodes together had spent at the last answer.
     heard: u64,
     /// What may be spent without Redis; none if it never said.
@@ -126,11 +147,13 @@ struct GrantedUnits {
 struct Exhausted {
     limit: Limit,
     retry: RetryAfter,
+    /// Who wants less may still be granted it.
+    units: u64,
     from_ns: u64,
     until_ns: u64,
 }
 
-/// Units spent without Redis that are not reported yet, and when, by Redis' clock.
+/// Units spent without Redis, or settled, that are not reported yet, and when, by Redis' clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OutstandingUnits {
     /// µs since the epoch.
@@ -142,13 +165,23 @@ pub struct OutstandingUnits {
 /// What one request took from one subject.
 #[derive(Clone, Copy, Debug)]
 pub struct TakenUnits {
+    units: u64,
     generation: u64,
     mark: Mark,
     /// When it was debited, by Redis' clock in µs; none if it was spent without Redis.
     debited_us: Option<i64>,
 }
 
-/// The part of a call that concerns one subject.
+/// What waiting requests need of one pool.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// Units for all of them.
+    pub units: u64,
+    /// Units for the one that needs least.
+    pub least: u64,
+}
+
+/// The part of a call that concerns one measure of one subject.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LeaseRequest {
     /// The number of the call; Redis processes each once, and none that is older than one it has processed.
@@ -157,19 +190,24 @@ pub struct LeaseRequest {
     pub epoch: i64,
     /// The limits to charge.
     pub limits: Limits,
-    /// Waiting requests.
+    /// Units for waiting requests.
     pub waiting: u64,
-    /// Units for them, beyond the granted ones.
+    /// The part of this that exceeds the granted ones.
     pub need: u64,
+    /// Units for the waiting request that needs least.
+    pub least: u64,
     /// Further units in advance.
     pub ahead: u64,
     /// Whether the node shuts down and needs no promise.
     pub leaves: bool,
     /// What this node reports of each of [`WINDOWS`].
     pub windows: [WindowReport; WINDOWS.len()],
+    /// Of each window, what requests hold or may hold at once: granted units included. None for requests, which are spent at
+    /// once.
+    pub holds: Option<[u64; WINDOWS.len()]>,
     /// Returned units, and when the first of them was debited.
     pub returned: (u64, i64),
-    /// Units spent without Redis.
+    /// Units spent without Redis, or settled.
     pub untold: Vec<OutstandingUnits>,
     /// The ledger's total of each window, if Redis does not know the subject.
     pub ledger: Option<[u64; WINDOWS.len()]>,
@@ -213,6 +251,8 @@ pub struct LeaseGrant {
     pub promises: [u64; WINDOWS.len()],
     /// What all nodes have spent of each window.
     pub used: [u64; WINDOWS.len()],
+    /// What all nodes hold of each window.
+    pub on_hold: [u64; WINDOWS.len()],
     /// Why nothing was granted to waiting requests.
     pub refused: Option<(Limit, RetryAfter)>,
     /// What is left of each limit, in the order of the call.
@@ -232,6 +272,29 @@ pub struct FallbackState {
     pub well_ns: u64,
 }
 
+impl FallbackState {
+    /// The same for a subject that has been decided for without Redis since then.
+    #[must_use]
+    pub fn since(&self, fallback_since_ns: Option<u64>) -> Self {
+        let well_ns = fallback_since_ns.unwrap_or(self.well_ns);
+        Self { well_ns, gone_since_ns: self.gone_since_ns.map(|_| well_ns), ..*self }
+    }
+}
+
+impl OwnWindow {
+    /// What all nodes have spent, as far as this one knows.
+    const fn known(&self) -> u64 {
+        self.heard.saturating_add(self.spent.saturating_sub(self.told))
+    }
+}
+
+impl TakenUnits {
+    /// How many.
+    pub const fn units(&self) -> u64 {
+        self.units
+    }
+}
+
 const fn ns(d: Duration) -> u64 {
     // No duration here is longer than a few seconds.
     d.as_secs() * 1_000_000_000 + d.subsec_nanos() as u64
@@ -240,9 +303,23 @@ const fn ns(d: Duration) -> u64 {
 // === what is in hand ===
 
 impl SubjectPool {
-    /// Notes one more request and the limits in force. Units granted under other limits are returned.
-    pub fn attempt(&mut self, limits: &Limits) {
-        self.attempts = self.attempts.saturating_add(1);
+    /// A pool of a measure of which requests take holds.
+    pub fn held() -> Self {
+        Self { kind: PoolKind::Held, ..Self::default() }
+    }
+
+    fn is_held(&self) -> bool {
+        self.kind == PoolKind::Held
+    }
+
+    /// Numbers the windows of this pool from `first`, so that Redis does not take it for an earlier one of this node.
+    #[must_use]
+    pub fn numbered_from(self, first: u64) -> Self {
+        Self { generation: first, ..self }
+    }
+
+    /// Sets the limits in force. Units granted under other limits are returned.
+    pub fn set_limits(&mut self, limits: &Limits) {
         if self.limits != *limits {
             self.retire();
             self.exhausted = None;
@@ -250,43 +327,106 @@ impl SubjectPool {
         }
     }
 
-    /// Whether one more request may be admitted from granted units.
-    pub fn can_spend(&mut self, now_ns: u64) -> bool {
+    /// Whether nothing is limited.
+    pub fn is_unlimited(&self) -> bool {
+        self.limits.is_empty()
+    }
+
+    /// Notes one more request, which wants so many units.
+    pub const fn attempt(&mut self, units: u64) {
+        self.attempts = self.attempts.saturating_add(units);
+    }
+
+    /// Whether a request may be admitted that takes so many of the granted units.
+    pub fn can_spend(&mut self, units: u64, now_ns: u64) -> bool {
         self.expire(now_ns);
-        self.has_place(now_ns) && !self.hand.is_empty()
+        self.has_place(now_ns) && self.units() >= units
     }
 
     /// Admits one request. Call only after [`Self::can_spend`] has returned true.
-    pub fn spend(&mut self, now: Now) -> TakenUnits {
-        let mut debited_us = None;
-        if let Some(batch) = self.hand.front_mut() {
-            batch.units -= 1;
-            debited_us = Some(batch.at_us);
+    pub fn spend(&mut self, units: u64, now: Now) -> TakenUnits {
+        if units == 0 {
+            // Nobody may have called for it yet.
+            self.turn(self.limits.calendar, now.wall);
+        }
+        let (mut debited_us, mut missing) = (None, units);
+        while missing > 0
+            && let Some(batch) = self.hand.front_mut()
+        {
+            let taken = missing.min(batch.units);
+            batch.units -= taken;
+            missing -= taken;
+            debited_us = debited_us.or(Some(batch.at_us));
             if batch.units == 0 {
                 self.hand.pop_front();
             }
         }
-        let mark = self.rates.take_rates(&self.limits, 1, now);
-        self.count();
-        TakenUnits { generation: self.generation, mark, debited_us }
+        let mark = self.rates.take_rates(&self.limits, units, now);
+        self.count(units);
+        TakenUnits { units, generation: self.generation, mark, debited_us }
     }
 
-    fn count(&mut self) {
-        for own in &mut self.own {
-            own.spent = own.spent.saturating_add(1);
+    fn count(&mut self, units: u64) {
+        if self.is_held() {
+            self.own.iter_mut().for_each(|own| own.on_hold = own.on_hold.saturating_add(units));
+            return;
         }
+        self.own.iter_mut().for_each(|own| own.spent = own.spent.saturating_add(units));
         self.in_flight += 1;
         self.peak_in_flight = self.peak_in_flight.max(self.in_flight);
     }
 
+    /// Ends a hold: `actual` units were used. More than was held counts at once, and Redis is told with the next call. Returns
+    /// by how much more a limit is exceeded now, as far as this node knows.
+    pub fn settle(&mut self, hold: &TakenUnits, actual: u64, wall: Timestamp) -> u64 {
+        let before = self.excess();
+        let mut is_in_all = true;
+        for own in &mut self.own {
+            if own.since > hold.generation {
+                is_in_all = false;
+                continue;
+            }
+            own.on_hold = own.on_hold.saturating_sub(hold.units);
+            own.spent = own.spent.saturating_add(actual);
+        }
+        // What was held before a window began is not subtracted from what was spent in it.
+        if actual > 0 && is_in_all {
+            self.note_unreported(actual, wall.as_micros());
+        }
+        if actual < hold.units {
+            self.exhausted = None;
+        }
+        self.excess().saturating_sub(before)
+    }
+
+    /// What requests hold in each of [`WINDOWS`], by the last window.
+    pub fn on_hold(&self) -> [u64; WINDOWS.len()] {
+        self.own.map(|own| own.on_hold)
+    }
+
+    /// By how much a limit is exceeded.
+    fn excess(&self) -> u64 {
+        let over = |limit: &Limit| match limit.rule {
+            LimitRule::Window { per, max } => Some(self.own[per.window_index()?].known().saturating_sub(max)),
+            _ => None,
+        };
+        self.limits.iter().filter_map(over).max().unwrap_or(0)
+    }
+
     /// Refunds a request that was not forwarded.
     pub fn give_back(&mut self, spent: &TakenUnits) {
+        let is_held = self.is_held();
         for own in self.own.iter_mut().filter(|own| own.since <= spent.generation) {
-            own.spent = own.spent.saturating_sub(1);
+            let count = if is_held { &mut own.on_hold } else { &mut own.spent };
+            *count = count.saturating_sub(spent.units);
         }
-        self.rates.give_back_rates(&self.limits, 1, spent.mark);
+        if is_held {
+            self.exhausted = None;
+            return;
+        }
+        self.rates.give_back_rates(&self.limits, spent.units, spent.mark);
         match spent.debited_us {
-            Some(at_us) => self.comes_back(1, at_us),
+            Some(at_us) => self.comes_back(spent.units, at_us),
             // The earliest is the most likely to be in the ledger already.
             None => {
                 if let Some(first) = self.telling.iter_mut().chain(&mut self.untold).find(|u| u.units > 0) {
@@ -404,81 +544,4 @@ impl SubjectPool {
             }
         }
     }
-}
-
-// === refusals ===
-
-impl SubjectPool {
-    /// The cached refusal.
-    pub fn refusal(&self, now_ns: u64) -> Option<Box<Refusal>> {
-        let known = self.exhausted.filter(|e| now_ns < e.until_ns)?;
-        let passed = Duration::from_nanos(now_ns.saturating_sub(known.from_ns));
-        let retry = match known.retry {
-            RetryAfter::Wait(wait) => {
-                RetryAfter::Wait(wait.saturating_sub(passed).max(Duration::from_nanos(1)))
-            }
-            other => other,
-        };
-        Some(Box::new(Refusal {
-            refused: LimitReached { limit: known.limit, retry },
-            left: self.left(now_ns),
-        }))
-    }
-
-    /// What is left of each limit, granted units included.
-    pub fn left(&self, now_ns: u64) -> LimitsLeft {
-        let passed = Duration::from_nanos(now_ns.saturating_sub(self.left_at_ns));
-        let (units, places) = (self.units(), self.places.saturating_sub(self.in_flight));
-        let shown = |(limit, left): &(Limit, Remaining)| {
-            let in_hand = if matches!(limit.rule, LimitRule::InFlight { .. }) { places } else { units };
-            let reset = left.reset.map(|r| r.saturating_sub(passed));
-            (*limit, Remaining { units: left.units.saturating_add(in_hand), reset })
-        };
-        self.left.iter().map(shown).collect()
-    }
-
-    /// Caches a refusal, or that a rate is empty for the moment.
-    fn believe(&mut self, ask: &LeaseRequest, grant: &LeaseGrant, now_ns: u64) {
-        let paced = |limit: Limit| (limit, RetryAfter::Wait(pace(&limit)));
-        let Some((limit, retry)) = grant.refused.or_else(|| self.emptied(ask, grant).map(paced)) else {
-            self.exhausted = None;
-            self.believed = Duration::ZERO;
-            return;
-        };
-        let (retry, holds) = match (limit.rule, retry) {
-            (LimitRule::Bucket { .. }, RetryAfter::Wait(wait)) => {
-                let wait = wait.max(pace(&limit));
-                (RetryAfter::Wait(wait), wait)
-            }
-            (_, RetryAfter::Release) => (retry, PACE),
-            (_, RetryAfter::Wait(wait)) => (retry, self.believe_longer().min(wait)),
-            (_, RetryAfter::Never) => (retry, self.believe_longer()),
-        };
-        let until_ns = now_ns.saturating_add(ns(holds));
-        self.exhausted = Some(Exhausted { limit, retry, from_ns: now_ns, until_ns });
-    }
-
-    fn believe_longer(&mut self) -> Duration {
-        let (first, most) = BELIEVED;
-        self.believed = (self.believed * 2).clamp(first, most);
-        self.believed
-    }
-
-    /// The rate that this answer has exhausted, if it granted less than requested.
-    fn emptied(&self, ask: &LeaseRequest, grant: &LeaseGrant) -> Option<Limit> {
-        if grant.units >= ask.need + ask.ahead {
-            return None;
-        }
-        let empty =
-            |(l, left): &&(Limit, Remaining)| matches!(l.rule, LimitRule::Bucket { .. }) && left.units == 0;
-        self.left.iter().find(empty).map(|(limit, _)| *limit)
-    }
-}
-
-/// How long not to call for an exhausted rate: never so long that its bucket could overflow.
-fn pace(limit: &Limit) -> Duration {
-    let LimitRule::Bucket { rate, burst } = limit.rule else { return PACE };
-    let rate = rate.max(1);
-    let (step, whole) = (1_000_000_000 / rate, burst.saturating_mul(1_000_000_000) / rate);
-    PACE.min(Duration::from_nanos(whole / 4)).max(Duration::from_nanos(step))
 }

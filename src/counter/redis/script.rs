@@ -6,7 +6,9 @@ use super::pool::{LIFE, LeaseGrant, LeaseRequest, PROMISE, WINDOWS};
 use crate::clock::Timestamp;
 use crate::counter::LimitsLeft;
 use crate::model::calendar::Calendar;
-use crate::model::id::{KeyId, WorkspaceId};
+use crate::model::id::WorkspaceId;
+use crate::model::key::Measure;
+use crate::model::usage::UsageSubject;
 use crate::policy::keys::calendar::Window;
 use crate::policy::keys::limit::{Limit, LimitName, LimitRule, Remaining, RetryAfter};
 use redis::{Cmd, Script, Value};
@@ -18,7 +20,7 @@ use std::time::Duration;
 pub(in crate::counter) static SCRIPT: LazyLock<Script> = LazyLock::new(|| Script::new(SOURCE));
 pub(in crate::counter) const SOURCE: &str = include_str!("grant.lua");
 
-/// One call: some subjects of one workspace.
+/// One call: some pools of one workspace.
 #[derive(Clone, Debug)]
 pub(in crate::counter) struct ScriptCall<'r> {
     pub(in crate::counter) node: &'r str,
@@ -33,22 +35,20 @@ pub(in crate::counter) struct ScriptCall<'r> {
     pub(in crate::counter) at: Timestamp,
     /// The calendar of the windows.
     pub(in crate::counter) calendar: Calendar,
-    pub(in crate::counter) workspace: &'r WorkspaceId,
-    /// The request for the workspace, if it is counted.
-    pub(in crate::counter) of_workspace: Option<&'r LeaseRequest>,
-    pub(in crate::counter) of_keys: Vec<(KeyId, &'r LeaseRequest)>,
+    /// The hashes of the pools, and the requests for them.
+    pub(in crate::counter) asks: Vec<(String, &'r LeaseRequest)>,
 }
 
 /// An answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::counter) enum ScriptReply {
-    /// One result per subject, with the instant by Redis' clock.
+    /// One result per pool, with the instant by Redis' clock.
     Totals(i64, Vec<ScriptTotals>),
     /// These windows are not those of that instant; nothing was done.
     OtherWindows(Timestamp),
 }
 
-/// The result for one subject.
+/// The result for one pool.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(
     clippy::large_enum_variant,
@@ -62,6 +62,23 @@ pub(in crate::counter) enum ScriptTotals {
     Old,
     /// Redis cannot count it, for this reason.
     Broken(&'static str),
+}
+
+/// The hash of one measure of a subject. Those of requests have the names that they have always had.
+pub(in crate::counter) fn hash_of(
+    subject: &UsageSubject,
+    workspace: &WorkspaceId,
+    measure: Measure,
+) -> String {
+    let measure = match measure {
+        Measure::Requests => String::new(),
+        other => format!(".{other}"),
+    };
+    match subject {
+        UsageSubject::Workspace(_) => format!("kg:{{{workspace}}}:w{measure}"),
+        UsageSubject::Key(key) => format!("kg:{{{workspace}}}:k{measure}:{key}"),
+        UsageSubject::EndUser(_, id) => format!("kg:{{{workspace}}}:u{measure}:{id}"),
+    }
 }
 
 /// Number of values before those of the buckets.
@@ -85,13 +102,9 @@ pub(in crate::counter) fn command_with(source: &str, call: &ScriptCall<'_>) -> C
 }
 
 fn arguments(cmd: &mut Cmd, call: &ScriptCall<'_>) {
-    let workspace = call.workspace;
-    cmd.arg(call.of_keys.len() + usize::from(call.of_workspace.is_some()));
-    if call.of_workspace.is_some() {
-        cmd.arg(format!("kg:{{{workspace}}}:w"));
-    }
-    for (key, _) in &call.of_keys {
-        cmd.arg(format!("kg:{{{workspace}}}:k:{key}"));
+    cmd.arg(call.asks.len());
+    for (hash, _) in &call.asks {
+        cmd.arg(hash);
     }
     cmd.arg(call.node).arg(call.server).arg(call.nodes.max(1));
     cmd.arg(micros(LIFE)).arg(micros(PROMISE)).arg(micros(call.lag));
@@ -100,12 +113,12 @@ fn arguments(cmd: &mut Cmd, call: &ScriptCall<'_>) {
         cmd.arg(window.start.as_secs());
         cmd.arg(if window.end == Window::NEVER { 0 } else { window.end.as_secs() });
     }
-    for ask in call.asks() {
-        subject(cmd, ask);
+    for (_, ask) in &call.asks {
+        pool(cmd, ask);
     }
 }
 
-fn subject(cmd: &mut Cmd, ask: &LeaseRequest) {
+fn pool(cmd: &mut Cmd, ask: &LeaseRequest) {
     cmd.arg(ask.seq).arg(ask.epoch).arg(ask.waiting).arg(ask.need).arg(ask.ahead).arg(u8::from(ask.leaves));
     for said in &ask.windows {
         cmd.arg(said.since).arg(said.spent).arg(said.told).arg(said.heard).arg(said.held);
@@ -117,6 +130,10 @@ fn subject(cmd: &mut Cmd, ask: &LeaseRequest) {
     match &ask.ledger {
         None => cmd.arg(0),
         Some(used) => cmd.arg(1).arg(used),
+    };
+    match &ask.holds {
+        None => cmd.arg(0),
+        Some(holds) => cmd.arg(1).arg(ask.least).arg(holds),
     };
     cmd.arg(ask.places.map_or(-1, |p| i64::try_from(p).unwrap_or(i64::MAX)));
     cmd.arg(ask.ahead_places).arg(ask.max_places);
@@ -148,12 +165,12 @@ pub(in crate::counter) fn read(value: &Value, call: &ScriptCall<'_>) -> Option<S
     if *what == 3 {
         return Some(ScriptReply::OtherWindows(Timestamp::from_micros(*now_us)));
     }
-    if *what != 0 || told.len() != call.asks().count() {
+    if *what != 0 || told.len() != call.asks.len() {
         return None;
     }
     let windows = Window::all(call.calendar, Timestamp::from_micros(*now_us));
     let told: Option<Vec<ScriptTotals>> =
-        call.asks().zip(told).map(|(ask, told)| one(told, ask, *now_us, &windows)).collect();
+        call.asks.iter().zip(told).map(|((_, ask), told)| one(told, ask, *now_us, &windows)).collect();
     told.map(|told| ScriptReply::Totals(*now_us, told))
 }
 
@@ -187,6 +204,14 @@ fn one(
         promises[n] = unsigned(head[7 + n])?;
         used[n] = unsigned(head[7 + WINDOWS.len() + n])?;
     }
+    let mut on_hold = [0; WINDOWS.len()];
+    if ask.holds.is_some() {
+        let (holds, after) = rest.split_at_checked(WINDOWS.len())?;
+        rest = after;
+        for (on_hold, holds) in on_hold.iter_mut().zip(holds) {
+            *on_hold = unsigned(*holds)?;
+        }
+    }
     let places_left = unsigned(head[6])?;
     let mut left = LimitsLeft::new();
     for limit in ask.limits.iter() {
@@ -199,7 +224,8 @@ fn one(
             }
             LimitRule::Window { per, max } => {
                 let n = per.window_index()?;
-                Remaining { units: max.saturating_sub(used[n]), reset: windows[n].left(now) }
+                let units = max.saturating_sub(used[n]).saturating_sub(on_hold[n]);
+                Remaining { units, reset: windows[n].left(now) }
             }
             LimitRule::InFlight { .. } => Remaining { units: places_left, reset: None },
         };
@@ -216,6 +242,7 @@ fn one(
         places,
         promises,
         used,
+        on_hold,
         refused,
         left,
     }))
@@ -237,10 +264,4 @@ fn reason(index: i64, wait: i64, limits: &[Limit]) -> Option<(Limit, RetryAfter)
 
 fn micros(d: Duration) -> u64 {
     u64::try_from(d.as_micros()).unwrap_or(u64::MAX)
-}
-
-impl ScriptCall<'_> {
-    fn asks(&self) -> impl Iterator<Item = &LeaseRequest> {
-        self.of_workspace.into_iter().chain(self.of_keys.iter().map(|(_, ask)| *ask))
-    }
 }

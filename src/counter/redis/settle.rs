@@ -2,15 +2,18 @@
 //!
 //! Must not know: requests. While Redis is unreachable, all of it waits.
 
+use super::call::Batch;
 use super::pool::{PROMISE, SubjectPool};
-use super::{KeyState, LEDGER_LAG, Leases, WorkspaceGroup, nanos};
-use crate::model::id::KeyId;
+use super::subject::{LeaseState, Subject, WorkspaceGroup};
+use super::{LEDGER_LAG, Leases, nanos};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
 
 /// How often keys are checked for unspent units.
 const SWEEP_EVERY: Duration = Duration::from_millis(50);
+/// How long an end user without a request is remembered.
+const END_USER_IDLE: Duration = Duration::from_mins(1);
 /// Most keys checked in one sweep.
 const SWEPT_MAX: usize = 4_096;
 /// How long before the loss of Redis a report must have been made to be repeated. The ledger has everything older.
@@ -28,21 +31,19 @@ impl Leases {
         let groups: Vec<Arc<WorkspaceGroup>> = self.groups.iter().map(|g| Arc::clone(g.value())).collect();
         let give_back = async {
             for group in groups {
-                let of_group = |s: &Arc<KeyState>| Arc::ptr_eq(&s.group, &group);
-                let mut subjects: Vec<Arc<KeyState>> =
-                    self.keys.iter().map(|k| Arc::clone(k.value())).filter(of_group).collect();
                 let promised_since_ns = self.now_ns().saturating_sub(nanos(PROMISE));
-                let leave = |pool: &mut SubjectPool| {
-                    pool.leave();
-                    pool.was_heard_since(promised_since_ns)
+                let leave = |state: &mut LeaseState| {
+                    state.pools().for_each(|(_, pool)| pool.leave());
+                    state.was_heard_since(promised_since_ns)
                 };
-                let is_heard = group.lock_if_counted().is_some_and(|mut w| leave(&mut w.pool));
-                subjects.retain(|subject| leave(&mut subject.lock().pool) || self.needs_call(subject));
+                let mut subjects = self.subjects_of(&group);
+                let is_heard = group.lock_if_counted().is_some_and(|mut w| leave(&mut w));
+                subjects.retain(|subject| leave(&mut subject.lock()) || self.needs_call(subject));
                 if subjects.is_empty() && !is_heard {
                     continue;
                 }
                 for some in subjects.chunks(CLOSED_AT_ONCE) {
-                    if !self.link.is_up() || self.call(&group, some).await.is_err() {
+                    if !self.link.is_up() || self.call(&group, Batch::of(some)).await.is_err() {
                         tracing::warn!(workspace = %group.id, "counters: cannot return unspent units to Redis");
                     }
                 }
@@ -53,28 +54,36 @@ impl Leases {
         }
     }
 
-    /// Reports keys without recent requests, in order.
+    fn subjects_of(&self, group: &Arc<WorkspaceGroup>) -> Vec<Arc<Subject>> {
+        self.all_subjects().into_iter().filter(|subject| Arc::ptr_eq(&subject.group, group)).collect()
+    }
+
+    fn all_subjects(&self) -> Vec<Arc<Subject>> {
+        let keys = self.keys.iter().map(|entry| Arc::clone(entry.value()));
+        keys.chain(self.end_users.iter().map(|entry| Arc::clone(entry.value()))).collect()
+    }
+
+    /// Reports subjects without recent requests, in order.
     fn settle(&self) {
-        let listed: Vec<KeyId> = {
+        let listed: Vec<Arc<Subject>> = {
             let mut all = self.listed.lock().unwrap_or_else(PoisonError::into_inner);
             let some = all.len().min(SWEPT_MAX);
             all.drain(..some).collect()
         };
-        for key in listed {
-            let Some(subject) = self.keys.get(&key).map(|s| Arc::clone(&s)) else { continue };
+        for subject in listed {
             subject.is_listed.store(false, Ordering::Release);
             let now_ns = self.now_ns();
-            if self.needs_call(&subject) && self.can_call_redis(&subject.group, &subject.lock(), now_ns) {
+            if self.needs_call(&subject) && self.can_call_redis(&subject, now_ns) {
                 self.enqueue(&subject, now_ns);
             }
             subject.list();
         }
     }
 
-    fn needs_call(&self, subject: &KeyState) -> bool {
+    fn needs_call(&self, subject: &Subject) -> bool {
         let now_ns = self.now_ns();
-        subject.lock().pool.needs_call(now_ns)
-            || subject.group.lock_if_counted().is_some_and(|mut w| w.pool.needs_call(now_ns))
+        subject.lock().needs_call(now_ns)
+            || subject.group.lock_if_counted().is_some_and(|mut w| w.needs_call(now_ns))
     }
 
     /// Redis was lost and reconnected, may be another server, or has lost its data. Recent reports are repeated, so that
@@ -82,20 +91,26 @@ impl Leases {
     fn report_again(&self, lost_ns: u64) {
         self.reported_again_ns.store(self.now_ns(), Ordering::Relaxed);
         let since_ns = lost_ns.saturating_sub(nanos(REPORTED_BEFORE + self.lag()));
+        let report_again = |state: &mut LeaseState| {
+            let recent = state.pools().filter(|(_, pool)| pool.was_heard_since(since_ns));
+            recent.for_each(|(_, pool)| pool.report_again());
+        };
         for group in &self.groups {
-            let mut workspace = group.lock();
-            if workspace.pool.was_heard_since(since_ns) {
-                workspace.pool.report_again();
-            }
+            report_again(&mut group.lock());
         }
-        for subject in &self.keys {
-            let mut key = subject.lock();
-            if key.pool.was_heard_since(since_ns) {
-                key.pool.report_again();
-            }
-            drop(key);
+        for subject in self.all_subjects() {
+            report_again(&mut subject.lock());
             subject.list();
         }
+    }
+
+    /// Removes end users that were not used lately; what Redis knows of them is found again by their name.
+    fn forget_end_users(&self) {
+        let since_ns = self.now_ns().saturating_sub(nanos(END_USER_IDLE + self.lag()));
+        self.end_users.retain(|_, subject| {
+            let is_used = Arc::strong_count(subject) > 1;
+            is_used || subject.owes() || subject.lock().was_heard_since(since_ns)
+        });
     }
 
     /// Redis does not know a subject. If it answered for it recently, it has been emptied; then everything is reported
@@ -116,7 +131,7 @@ impl Leases {
 
 pub(super) async fn sweep(leases: Weak<Leases>) {
     let (mut made, mut forgotten, mut at_ns) = (0, 0, 0);
-    let (mut well_ns, mut server) = (0, String::new());
+    let (mut well_ns, mut server, mut tidied_ns) = (0, String::new(), 0);
     loop {
         tokio::time::sleep(SWEEP_EVERY).await;
         let Some(leases) = leases.upgrade() else { return };
@@ -139,5 +154,9 @@ pub(super) async fn sweep(leases: Weak<Leases>) {
             well_ns = leases.link.last_well_ns();
         }
         leases.settle();
+        if now_ns.saturating_sub(tidied_ns) >= nanos(END_USER_IDLE) {
+            tidied_ns = now_ns;
+            leases.forget_end_users();
+        }
     }
 }

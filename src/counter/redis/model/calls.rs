@@ -39,15 +39,16 @@ fn a_node_that_stops_leaves_all_to_the_others() {
     let mut world = World::new(&server);
     let limits = [limit(LimitName::Quota, LimitRule::of(Per::Total, 100))];
     let mut pool = SubjectPool::default();
-    pool.attempt(&limits.iter().copied().collect());
+    pool.set_limits(&limits.iter().copied().collect());
+    pool.attempt(1);
     let now = world.now();
-    let ask = LeaseRequest { ahead: 40, ..pool.ask(1, now.steady_ns, now.wall, Calendar::UTC) };
+    let ask = LeaseRequest { ahead: 40, ..pool.ask(requests(1), now.steady_ns, now.wall, Calendar::UTC) };
     let grant = world.ask("a", 1, &ask);
     assert!(grant.units > 1 && grant.promises[5] > 0, "{grant:?}");
     pool.answer(&ask, &grant, now.steady_ns, now.steady_ns);
-    pool.spend(now);
+    pool.spend(1, now);
     pool.leave();
-    let last = pool.ask(0, now.steady_ns + 1_000, now.wall, Calendar::UTC);
+    let last = pool.ask(requests(0), now.steady_ns + 1_000, now.wall, Calendar::UTC);
     assert_eq!(world.ask("a", 1, &last).used[5], 1);
     assert_eq!(taken(&mut world, "b", &limits, 100), 99);
 }

@@ -71,13 +71,14 @@ impl<'s> Demand<'s> {
     fn request(&mut self, n: usize) {
         let now = self.world.now();
         let node = &mut self.nodes[n];
-        node.pool.attempt(self.limits);
-        if node.pool.can_spend(now.steady_ns) {
-            node.pool.spend(now);
+        node.pool.set_limits(self.limits);
+        node.pool.attempt(1);
+        if node.pool.can_spend(1, now.steady_ns) {
+            node.pool.spend(1, now);
             node.is_called_for |= node.pool.wants_more();
             node.pool.end();
             self.admitted_us.push(self.world.now_us);
-        } else if node.pool.refusal(now.steady_ns).is_none() {
+        } else if node.pool.refusal(1, now.steady_ns).is_none() {
             node.waiting += 1;
         }
     }
@@ -87,7 +88,7 @@ impl<'s> Demand<'s> {
         let nodes = self.nodes.len();
         let node = &mut self.nodes[n];
         node.is_called_for = false;
-        let ask = node.pool.ask(node.waiting, now.steady_ns, now.wall, self.world.calendar);
+        let ask = node.pool.ask(requests(node.waiting), now.steady_ns, now.wall, self.world.calendar);
         let grant = self.world.ask(&node.name, nodes, &ask);
         node.sent = Some((ask, self.world.now_us, grant));
         self.calls += 1;
@@ -101,13 +102,13 @@ impl<'s> Demand<'s> {
         };
         let sent_ns = now.steady_ns - u64::try_from(now_us - sent_us).expect("before") * 1_000;
         node.pool.answer(&ask, &grant, sent_ns, now.steady_ns);
-        while node.waiting > 0 && node.pool.can_spend(now.steady_ns) {
-            node.pool.spend(now);
+        while node.waiting > 0 && node.pool.can_spend(1, now.steady_ns) {
+            node.pool.spend(1, now);
             node.pool.end();
             node.waiting -= 1;
             self.admitted_us.push(now_us);
         }
-        if node.pool.refusal(now.steady_ns).is_some() {
+        if node.pool.refusal(1, now.steady_ns).is_some() {
             node.waiting = 0;
         }
         if node.waiting == 0 {

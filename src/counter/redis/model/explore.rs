@@ -3,18 +3,21 @@
 //! side is the code that serves requests; the other side is `redis_side`, which a test compares with the script.
 //!
 //! *Law:* no more is admitted than the limit, plus what nodes that died had spent without Redis and not reported. For a
-//! Redis that has lost data, this holds if every live node reports within the second in which nothing is granted.
+//! Redis that has lost data, this holds if every live node reports within the second in which nothing is granted. `holds`
+//! says what this means for holds, and explores them.
 
 use super::redis_side::{Guard, RedisSide};
 use super::*;
 use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
-const LIMIT: u64 = 5;
+pub(super) const LIMIT: u64 = 5;
+/// How often a node that does nothing else is due to report what it holds.
+const RENEWED_EVERY_US: i64 = 3_000_000;
 
 /// Failures that may happen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Trouble {
+pub(super) enum Trouble {
     /// Nodes die.
     Crashes,
     /// Redis dies and returns with all its data.
@@ -26,11 +29,15 @@ enum Trouble {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
+pub(super) enum Step {
     /// A request arrives at a node: it takes a granted unit, or the node makes a call.
     Request(usize),
+    /// The same, for a hold of so many units.
+    Hold(usize, u64),
     /// A request is decided without Redis.
     Fallback(usize),
+    /// The first hold of a node is settled: so many units were used.
+    End(usize, u64),
     /// A node reports what is due.
     Settle(usize),
     /// The call arrives and is processed.
@@ -61,15 +68,23 @@ impl Step {
     const fn is_rare(self) -> bool {
         !matches!(
             self,
-            Self::Request(_) | Self::Fallback(_) | Self::Settle(_) | Self::Arrive(_) | Self::Answer(_)
+            Self::Request(_)
+                | Self::Hold(..)
+                | Self::Fallback(_)
+                | Self::End(..)
+                | Self::Settle(_)
+                | Self::Arrive(_)
+                | Self::Answer(_)
         )
     }
 }
 
 #[derive(Clone, Debug)]
-struct Party {
+pub(super) struct Party {
     name: u64,
-    pool: SubjectPool,
+    pub(super) pool: SubjectPool,
+    /// What requests hold, if they hold anything.
+    pub(super) holds: Vec<TakenUnits>,
     sent: Option<Sent>,
     late: Option<(LeaseRequest, Calendar)>,
     calendar: Calendar,
@@ -84,44 +99,62 @@ struct Sent {
 }
 
 #[derive(Clone, Debug)]
-struct State {
-    redis: RedisSide,
+pub(super) struct State {
+    pub(super) redis: RedisSide,
+    /// Whether requests take holds.
+    is_held: bool,
     older: Option<RedisSide>,
     /// Since when it is unreachable.
     gone_since_ns: Option<u64>,
-    parties: Vec<Party>,
+    pub(super) parties: Vec<Party>,
     born: u64,
-    admitted: u64,
+    /// Of holds: what they were settled to.
+    pub(super) admitted: u64,
     /// What nodes that died had not reported.
-    untold: u64,
+    pub(super) untold: u64,
+    /// By how much more was used than was held.
+    pub(super) excess: u64,
     now_us: i64,
 }
 
 impl Party {
-    fn new(name: u64, calendar: Calendar) -> Self {
-        Self { name, pool: SubjectPool::default(), sent: None, late: None, calendar }
+    fn new(name: u64, calendar: Calendar, is_held: bool) -> Self {
+        let pool = if is_held { SubjectPool::held() } else { SubjectPool::default() };
+        Self { name, pool, holds: Vec::new(), sent: None, late: None, calendar }
+    }
+
+    fn on_hold(&self) -> u64 {
+        self.holds.iter().map(TakenUnits::units).sum()
     }
 }
 
 impl State {
-    const fn is_lawful(&self) -> bool {
-        self.admitted <= LIMIT + self.untold
+    fn is_lawful(&self) -> bool {
+        let on_hold: u64 = self.parties.iter().map(Party::on_hold).sum();
+        self.admitted + on_hold <= LIMIT + self.untold + self.excess
     }
 
     fn new(parties: u64, without: Option<Guard>) -> Self {
+        Self::of(parties, without, false)
+    }
+
+    /// The start of a run in which requests take holds, if `is_held`.
+    pub(super) fn of(parties: u64, without: Option<Guard>, is_held: bool) -> Self {
         Self {
             redis: RedisSide { without, ..RedisSide::new() },
+            is_held,
             older: None,
             gone_since_ns: None,
-            parties: (0..parties).map(|name| Party::new(name, Calendar::UTC)).collect(),
+            parties: (0..parties).map(|name| Party::new(name, Calendar::UTC, is_held)).collect(),
             born: parties,
             admitted: 0,
             untold: 0,
+            excess: 0,
             now_us: START_US + 10_000_000,
         }
     }
 
-    fn now(&self) -> Now {
+    pub(super) fn now(&self) -> Now {
         let steady_ns = u64::try_from(self.now_us - START_US).expect("after the start") * 1_000;
         Now { wall: Timestamp::from_micros(self.now_us), steady_ns }
     }
@@ -130,7 +163,15 @@ impl State {
     fn steps(&self, troubles: &[Trouble]) -> Vec<Step> {
         let mut steps = vec![Step::Moment];
         for (n, party) in self.parties.iter().enumerate() {
-            steps.extend([Step::Request(n), Step::Fallback(n), Step::Settle(n)]);
+            if self.is_held {
+                steps.extend([Step::Hold(n, 1), Step::Hold(n, 2)]);
+            } else {
+                steps.push(Step::Request(n));
+            }
+            steps.extend([Step::Fallback(n), Step::Settle(n)]);
+            if !party.holds.is_empty() {
+                steps.extend([Step::End(n, 0), Step::End(n, 1), Step::End(n, 3)]);
+            }
             match &party.sent {
                 Some(Sent { told: None, .. }) => steps.extend([Step::Arrive(n), Step::Abandon(n)]),
                 Some(Sent { told: Some(_), .. }) => steps.extend([Step::Answer(n), Step::Abandon(n)]),
@@ -163,7 +204,7 @@ impl State {
     }
 
     /// The state after a step; none if the step is not possible.
-    fn after(&self, step: Step) -> Option<Self> {
+    pub(super) fn after(&self, step: Step) -> Option<Self> {
         let mut next = self.clone();
         next.take(step).then_some(next)
     }
@@ -180,32 +221,31 @@ impl State {
         let now = self.now();
         let is_up = self.gone_since_ns.is_none();
         match step {
-            Step::Request(n) => {
-                let party = &mut self.parties[n];
-                party.pool.attempt(&limits(party.calendar));
-                if party.pool.can_spend(now.steady_ns) {
-                    party.pool.spend(now);
-                    self.admitted += 1;
-                } else if party.sent.is_none() && party.pool.refusal(now.steady_ns).is_none() && is_up {
-                    self.send(n, 1);
-                } else {
-                    return false;
-                }
-            }
+            Step::Request(n) => return self.request(n, 1),
+            Step::Hold(n, units) => return self.request(n, units),
             Step::Fallback(n) => {
                 let party = &mut self.parties[n];
-                party.pool.attempt(&limits(party.calendar));
+                party.pool.set_limits(&limits(party.calendar));
                 let outage = FallbackState {
                     nodes: 2,
                     share_unknown: false,
                     gone_since_ns: self.gone_since_ns,
                     well_ns: now.steady_ns,
                 };
-                if party.pool.may_spend_fallback(&outage, now).is_err() {
+                if party.pool.may_spend_fallback(1, &outage, now).is_err() {
                     return false;
                 }
-                party.pool.spend_fallback(&outage, now);
-                self.admitted += 1;
+                let taken = party.pool.spend_fallback(1, &outage, now);
+                self.admit(n, taken);
+            }
+            Step::End(n, used) => {
+                if self.parties[n].holds.is_empty() {
+                    return false;
+                }
+                let hold = self.parties[n].holds.remove(0);
+                self.parties[n].pool.settle(&hold, used, now.wall);
+                self.admitted += used;
+                self.excess += used.saturating_sub(hold.units());
             }
             Step::Settle(n) => {
                 if !is_up || self.parties[n].sent.is_some() || !self.parties[n].pool.needs_call(now.steady_ns)
@@ -228,9 +268,9 @@ impl State {
                 match told {
                     ScriptTotals::Grant(grant) => {
                         party.pool.answer(&ask, &grant, at_ns, now.steady_ns);
-                        if ask.waiting > 0 && party.pool.can_spend(now.steady_ns) {
-                            party.pool.spend(now);
-                            self.admitted += 1;
+                        if ask.waiting > 0 && party.pool.can_spend(ask.waiting, now.steady_ns) {
+                            let taken = party.pool.spend(ask.waiting, now);
+                            self.admit(n, taken);
                         }
                     }
                     _ => party.pool.unanswered(&ask),
@@ -253,7 +293,7 @@ impl State {
             }
             Step::Crash(n) => {
                 self.untold += self.parties[n].pool.unreported_units();
-                self.parties[n] = Party::new(self.born, self.parties[n].calendar);
+                self.parties[n] = Party::new(self.born, self.parties[n].calendar, self.is_held);
                 self.born += 1;
             }
             Step::Calendar(n) => {
@@ -298,6 +338,41 @@ impl State {
         true
     }
 
+    /// A request arrives at a node.
+    fn request(&mut self, n: usize, units: u64) -> bool {
+        let now = self.now();
+        let party = &mut self.parties[n];
+        party.pool.set_limits(&limits(party.calendar));
+        party.pool.attempt(units);
+        if party.pool.can_spend(units, now.steady_ns) {
+            let taken = party.pool.spend(units, now);
+            self.admit(n, taken);
+        } else if party.sent.is_none()
+            && party.pool.refusal(units, now.steady_ns).is_none()
+            && self.gone_since_ns.is_none()
+        {
+            self.send(n, units);
+        } else {
+            return false;
+        }
+        true
+    }
+
+    fn admit(&mut self, n: usize, taken: TakenUnits) {
+        if self.is_held {
+            self.parties[n].holds.push(taken);
+        } else {
+            self.admitted += taken.units();
+        }
+    }
+
+    /// A node calls and is answered at once.
+    pub(super) fn report(&mut self, n: usize) {
+        self.take(Step::Settle(n));
+        self.take(Step::Arrive(n));
+        self.take(Step::Answer(n));
+    }
+
     fn returns(&mut self, server: RedisSide) {
         let young_until = self.now_us + 1_000_000;
         self.redis = RedisSide { server: self.redis.server + 1, young_until, lost: None, ..server };
@@ -312,7 +387,8 @@ impl State {
         let now = self.now();
         let party = &mut self.parties[n];
         let calendar = party.calendar;
-        let ask = party.pool.ask(waiting, now.steady_ns, now.wall, calendar);
+        let ask =
+            party.pool.ask(Wanted { units: waiting, least: waiting }, now.steady_ns, now.wall, calendar);
         party.sent = Some(Sent { ask, calendar, at_ns: now.steady_ns, told: None });
         // No two instants are the same.
         self.now_us += 2;
@@ -327,7 +403,7 @@ impl State {
     }
 
     /// Time passes. A second in which nothing is granted is long enough for every node to report.
-    fn pass(&mut self, us: i64) -> bool {
+    pub(super) fn pass(&mut self, us: i64) -> bool {
         let now_ns = self.now().steady_ns;
         let owes = |party: &mut Party| party.sent.is_some() || party.pool.needs_call(now_ns);
         if self.gone_since_ns.is_none() {
@@ -346,7 +422,15 @@ impl State {
             }
             self.now_us = hold;
         }
-        self.now_us += us;
+        let until = self.now_us + us;
+        // Meanwhile nodes report what they hold.
+        while self.is_held && self.gone_since_ns.is_none() && self.now_us + RENEWED_EVERY_US < until {
+            self.now_us += RENEWED_EVERY_US;
+            if self.redis.without != Some(Guard::Renewal) {
+                (0..self.parties.len()).for_each(|n| self.report(n));
+            }
+        }
+        self.now_us = until.max(self.now_us);
         true
     }
 
@@ -357,14 +441,14 @@ impl State {
     }
 }
 
-fn limits(calendar: Calendar) -> Limits {
+pub(super) fn limits(calendar: Calendar) -> Limits {
     let limits: Limits = [limit(LimitName::Daily, LimitRule::of(Per::Day, LIMIT))].into_iter().collect();
     limits.in_calendar(calendar)
 }
 
 /// Takes every step from every state, up to `depth` steps. Returns the number of states and the first run that admits more
 /// than the limit.
-fn explore(start: &State, depth: usize, troubles: &[Trouble]) -> (usize, Option<Vec<Step>>) {
+pub(super) fn explore(start: &State, depth: usize, troubles: &[Trouble]) -> (usize, Option<Vec<Step>>) {
     let mut seen = HashSet::new();
     let mut layer = vec![(start.clone(), Vec::new())];
     for _ in 0..depth {
@@ -388,7 +472,7 @@ fn explore(start: &State, depth: usize, troubles: &[Trouble]) -> (usize, Option<
 }
 
 /// Makes many long random runs, in which failures are rarer than other steps.
-fn wander(start: &State, ways: u64, length: usize, troubles: &[Trouble]) -> Option<Vec<Step>> {
+pub(super) fn wander(start: &State, ways: u64, length: usize, troubles: &[Trouble]) -> Option<Vec<Step>> {
     for seed in 0..ways {
         let mut random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
         let mut draw = |below: usize| {
@@ -411,49 +495,51 @@ fn wander(start: &State, ways: u64, length: usize, troubles: &[Trouble]) -> Opti
                 return Some(way);
             }
         }
+        if state.is_held && state.redis.without.is_none() {
+            super::holds::assert_ends_at_nothing(state, troubles, &way);
+        }
     }
     None
 }
 
 /// The depth of the exploration and the number of random runs: about a minute; `make model` sets higher ones.
-fn size() -> (usize, u64) {
+pub(super) fn size() -> (usize, u64) {
     let of = |given: Option<&str>, usual| given.and_then(|n| n.parse::<u64>().ok()).unwrap_or(usual);
     let depth = of(option_env!("KEYGATE_MODEL_DEPTH"), 6);
     (usize::try_from(depth).expect("a depth"), of(option_env!("KEYGATE_MODEL_WAYS"), 3_000))
 }
 
-fn holds(parties: u64, troubles: &[Trouble]) {
-    let start = State::new(parties, None);
-    let (depth, ways) = size();
-    let (states, way) = explore(&start, depth, troubles);
+pub(super) fn keeps_the_law(start: &State, (depth, ways): (usize, u64), troubles: &[Trouble]) {
+    let parties = start.parties.len();
+    let (states, way) = explore(start, depth, troubles);
     println!("{parties} nodes, {troubles:?}: {states} states in {depth} steps");
     assert_eq!(way, None);
-    assert_eq!(wander(&start, ways, 80, troubles), None);
+    assert_eq!(wander(start, ways, 80, troubles), None);
 }
 
 #[test]
 fn two_nodes_pass_no_limit_whatever_is_late_or_lost() {
-    holds(2, &[Trouble::Crashes]);
+    keeps_the_law(&State::new(2, None), size(), &[Trouble::Crashes]);
 }
 
 #[test]
 fn two_nodes_pass_no_limit_while_redis_is_gone() {
-    holds(2, &[Trouble::Outage, Trouble::Crashes]);
+    keeps_the_law(&State::new(2, None), size(), &[Trouble::Outage, Trouble::Crashes]);
 }
 
 #[test]
 fn two_nodes_pass_no_limit_when_redis_has_forgotten() {
-    holds(2, &[Trouble::Forgets]);
+    keeps_the_law(&State::new(2, None), size(), &[Trouble::Forgets]);
 }
 
 #[test]
 fn two_nodes_pass_no_limit_when_its_calendar_is_changed() {
-    holds(2, &[Trouble::Calendar]);
+    keeps_the_law(&State::new(2, None), size(), &[Trouble::Calendar]);
 }
 
 #[test]
 fn three_nodes_pass_no_limit() {
-    holds(3, &[Trouble::Outage, Trouble::Crashes]);
+    keeps_the_law(&State::new(3, None), size(), &[Trouble::Outage, Trouble::Crashes]);
 }
 
 fn asks(n: usize) -> [Step; 3] {

@@ -2,24 +2,42 @@
 
 use super::{
     AHEAD_MAX, AHEAD_MIN, Calendar, GrantedUnits, LIFE, LeaseGrant, LeaseRequest, LimitRule, PROMISE, Per,
-    RENEW_EVERY, SubjectPool, Timestamp, WINDOWS, WindowReport, fallback, ns,
+    RENEW_EVERY, RENEW_HOLDS_EVERY, SubjectPool, Timestamp, WINDOWS, Wanted, WindowReport, fallback, ns,
 };
 
 impl SubjectPool {
-    /// Whether it is time to call for more units, before a request has to wait.
+    /// Whether it is time to call for more units, before a request has to wait. Of holds, none are granted in advance: what
+    /// one node has in hand may be the rest that a request on another one needs.
     pub fn wants_more(&mut self) -> bool {
-        let wants = self.exhausted.is_none() && self.target >= AHEAD_MIN && self.units() <= self.target / 2;
+        let wants = !self.is_held()
+            && self.exhausted.is_none()
+            && self.target >= AHEAD_MIN
+            && self.units() <= self.target / 2;
         self.is_wanting |= wants;
         wants
     }
 
-    /// The call for `waiting` requests, at this instant of Redis' clock, in the windows of `calendar`.
-    pub fn ask(&mut self, waiting: u64, now_ns: u64, wall: Timestamp, calendar: Calendar) -> LeaseRequest {
+    /// Whether there is a reason to call: waiting requests want more than is in hand, units are wanted in advance, or a report
+    /// is due.
+    pub fn is_due(&mut self, wanted: Wanted, now_ns: u64) -> bool {
+        self.is_wanting
+            || self.is_leaving
+            || (wanted.units > 0 && !self.can_spend(wanted.units, now_ns))
+            || self.needs_call(now_ns)
+    }
+
+    /// The call for what waiting requests want, at this instant of Redis' clock, in the windows of `calendar`.
+    pub fn ask(&mut self, wanted: Wanted, now_ns: u64, wall: Timestamp, calendar: Calendar) -> LeaseRequest {
+        let waiting = wanted.units;
         self.expire(now_ns);
         self.turn(calendar, wall);
         let have = self.units();
         let is_wanting = std::mem::take(&mut self.is_wanting);
-        let ahead = if waiting > 0 || is_wanting { self.ahead(waiting, have, now_ns) } else { 0 };
+        let ahead = if !self.is_held() && (waiting > 0 || is_wanting) {
+            self.ahead(waiting, have, now_ns)
+        } else {
+            0
+        };
         let holding = if waiting > 0 {
             self.in_flight
         } else {
@@ -31,6 +49,8 @@ impl SubjectPool {
         self.seq = (now_ns / 1_000).max(self.seq + 1);
         self.telling.append(&mut self.untold);
         fallback::fold(&mut self.telling);
+        // Units of a hold are reserved, and others are debited, until it is known what was used.
+        let (in_hand, is_held) = (if self.is_held() { 0 } else { have }, self.is_held());
         let windows = self.own.each_mut().map(|own| {
             own.fallback = 0;
             if !keeps {
@@ -38,7 +58,7 @@ impl SubjectPool {
             }
             WindowReport {
                 since: own.since,
-                spent: own.spent.saturating_add(have),
+                spent: own.spent.saturating_add(in_hand),
                 told: own.told,
                 heard: own.heard,
                 held: own.promise.unwrap_or(0),
@@ -51,9 +71,11 @@ impl SubjectPool {
             limits: self.limits.clone(),
             waiting,
             need: waiting.saturating_sub(have),
+            least: wanted.least,
             ahead,
             leaves: self.is_leaving,
             windows,
+            holds: is_held.then(|| self.own.map(|own| own.on_hold.saturating_add(have))),
             returned: (std::mem::take(&mut self.returned), self.returned_at_us),
             untold: self.telling.clone(),
             ledger: None,
@@ -95,7 +117,13 @@ impl SubjectPool {
                 is_over = true;
                 continue;
             }
-            own.told = said.spent.saturating_add(grant.units);
+            match ask.holds {
+                None => own.told = said.spent.saturating_add(grant.units),
+                Some(held) => {
+                    own.told = said.spent;
+                    own.told_hold = held[n].saturating_add(grant.units);
+                }
+            }
             own.heard = grant.used[n];
             if is_limited(WINDOWS[n]) {
                 // What Redis reserves for this node besides the grant; some of it was spent while the call was in flight.
@@ -133,12 +161,12 @@ impl SubjectPool {
     /// Drops expired units, and returns whether a report to Redis is due although nobody waits.
     pub fn needs_call(&mut self, now_ns: u64) -> bool {
         self.expire(now_ns);
-        self.unsure || self.is_unreported() || self.places_are_due(now_ns)
+        self.unsure || self.is_unreported() || self.places_are_due(now_ns) || self.holds_are_due(now_ns)
     }
 
     /// Whether a report to Redis will be due sooner or later.
     pub fn owes(&self) -> bool {
-        self.unsure || self.is_unreported() || !self.hand.is_empty() || self.places > 0
+        self.unsure || self.is_unreported() || !self.hand.is_empty() || self.places > 0 || self.has_holds()
     }
 
     /// Whether Redis answered at or after this instant of steady time.
@@ -151,7 +179,7 @@ impl SubjectPool {
         self.unsure = true;
     }
 
-    /// What was spent without Redis and is not confirmed yet.
+    /// What was spent without Redis, or settled, and is not confirmed yet.
     #[cfg(test)]
     pub fn unreported_units(&self) -> u64 {
         self.telling.iter().chain(&self.untold).map(|u| u.units).sum()
@@ -159,7 +187,21 @@ impl SubjectPool {
 
     fn is_unreported(&self) -> bool {
         let have = self.units();
-        self.own.iter().any(|own| own.since > 0 && own.told != own.spent.saturating_add(have))
+        let (spent, held) = if self.is_held() { (0, have) } else { (have, 0) };
+        self.own.iter().any(|own| {
+            own.since > 0
+                && (own.told != own.spent.saturating_add(spent)
+                    || own.told_hold != own.on_hold.saturating_add(held))
+        })
+    }
+
+    fn has_holds(&self) -> bool {
+        self.own.iter().any(|own| own.on_hold > 0)
+    }
+
+    fn holds_are_due(&self, now_ns: u64) -> bool {
+        let renewed_until_ns = self.promised_until_ns.saturating_sub(ns(PROMISE) - ns(RENEW_HOLDS_EVERY));
+        self.is_held() && now_ns >= renewed_until_ns && self.has_holds()
     }
 
     fn places_are_due(&self, now_ns: u64) -> bool {
