@@ -175,7 +175,6 @@ fn rule_of_parameter(path: &str, name: &str) -> Value {
 
 fn rule_of_field(body: &str, field: &str) -> Value {
     match (body, field) {
-        ("CredentialPut", "workspace_id") => json!({"pattern": ID}),
         ("CredentialPut", "metadata") => {
             json!({"pattern": format!("^[^=\\u0000-\\u001f\\u007f-\\u009f]+={PRINTABLE}*$")})
         }
@@ -188,7 +187,7 @@ fn rule_of_field(body: &str, field: &str) -> Value {
         (_, "end_user") => json!({"pattern": format!("^{PRINTABLE}+$")}),
         (_, "description") => json!({"maxLength": 2_000, "pattern": r"^[^\u0000]*$"}),
         (_, "resource_id") => json!({"pattern": format!("^{VISIBLE}({PRINTABLE}*{VISIBLE})?$")}),
-        (_, "id" | "plan_id") => json!({"pattern": ID}),
+        ("CredentialPut", "workspace_id") | (_, "id" | "plan_id") => json!({"pattern": ID}),
         (_, "scopes") => json!({"uniqueItems": true, "items": {"type": "string", "pattern": SCOPE}}),
         (
             _,

@@ -63,7 +63,7 @@ pub fn router(deps: AdminDeps) -> Router {
     let answered = urls
         .with_state(Arc::clone(&admin))
         .merge(docs())
-        .fallback(move |uri: Uri| unknown_url(uri, home.clone()))
+        .fallback(async move |uri: Uri| unknown_url(&uri, &home))
         .method_not_allowed_fallback(async || AdminError::of(Fault::MethodNotAllowed));
     let base_path = admin.deps.base_path.clone();
     outside::under_base_path(finish(answered, admin), &base_path)
@@ -164,9 +164,9 @@ pub(super) fn finish(answered: Router, admin: AdminState) -> Router {
 }
 
 /// Leads people who open the listener's address to the documentation of the API, at `home`. There is nothing elsewhere.
-async fn unknown_url(uri: Uri, home: String) -> Response {
+fn unknown_url(uri: &Uri, home: &str) -> Response {
     if uri.path() == "/" {
-        return Redirect::temporary(&home).into_response();
+        return Redirect::temporary(home).into_response();
     }
     AdminError::of(Fault::NotFound).into_response()
 }

@@ -150,7 +150,7 @@ words!(
     ErrorForm {
         /// Keygate's own envelope.
         Envelope = "envelope",
-        /// As OpenAI's API writes errors.
+        /// As the API of `OpenAI` writes errors.
         OpenAi = "openai",
         /// As Anthropic's API writes errors.
         Anthropic = "anthropic",

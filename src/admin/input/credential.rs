@@ -16,8 +16,8 @@ pub struct PutCredentialInput {
     workspace: Option<WorkspaceId>,
     metadata: Option<MetadataEntry>,
     header: Option<Box<str>>,
-    /// None: the usual scheme.
-    scheme: Option<Option<Box<str>>>,
+    /// None: no scheme.
+    scheme: Option<Box<str>>,
     secret: Zeroizing<String>,
 }
 
@@ -28,7 +28,7 @@ impl PutCredentialInput {
         let workspace = fields.optional("workspace_id", rules::word::<WorkspaceId>);
         let metadata = fields.optional("metadata", metadata);
         let header = fields.optional("header", header);
-        let scheme = fields.cleared("scheme", scheme);
+        let scheme = fields.cleared("scheme", scheme).unwrap_or_else(|| Some("Bearer".into()));
         let secret = fields.required("secret", secret);
         match (secret, fields.finish()) {
             (Some(secret), errors) if errors.is_empty() => {
@@ -45,7 +45,7 @@ impl PutCredentialInput {
             id: CredentialId::new(at),
             selector: CredentialSelector { upstream: upstream.into(), workspace, metadata },
             header: header.unwrap_or_else(|| "authorization".into()),
-            scheme: scheme.unwrap_or_else(|| Some("Bearer".into())),
+            scheme,
             key_version: 0,
             sealed: [].into(),
         };

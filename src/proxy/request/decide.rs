@@ -85,7 +85,7 @@ impl Proxy {
             return Err(authorized.deny(Denial::Plain(Fault::UriTooLong)));
         }
         // Before anything is charged. No other credential is sent instead.
-        let key = authorized.entry().map(|entry| entry.of_request());
+        let key = authorized.entry().map(crate::keyring::Entry::of_request);
         if upstream_of(ctx).is_some_and(|upstream| upstream.settings.lacks_credential_for(key)) {
             return Err(authorized.deny(Denial::Plain(Fault::ServiceUnavailable)));
         }

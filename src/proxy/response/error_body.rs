@@ -62,7 +62,7 @@ pub(in crate::proxy) const fn grpc_status(fault: Fault) -> u16 {
     }
 }
 
-/// `{"error": {"message", "type", "param", "code"}}`. Programs compare `code`, where OpenAI has a word for the fault it is
+/// `{"error": {"message", "type", "param", "code"}}`. Programs compare `code`, where `OpenAI` has a word for the fault it is
 /// that word; `details` is ours.
 fn openai(parts: &ErrorParts<'_>) -> Value {
     let fault = parts.denial.fault();

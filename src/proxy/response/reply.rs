@@ -33,12 +33,12 @@ pub(in crate::proxy) const DRAIN_WITHIN: Duration = Duration::from_secs(2);
 /// The header field of responses to requests whose limits were decided without the shared counters.
 pub(in crate::proxy) const DEGRADED: (HeaderName, HeaderValue) =
     (HeaderName::from_static("x-keygate-degraded"), HeaderValue::from_static("counters"));
-/// When to retry, in ms: SDKs of OpenAI and Anthropic prefer it to `Retry-After`.
+/// When to retry, in ms: SDKs of `OpenAI` and Anthropic prefer it to `Retry-After`.
 const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
-/// Whether to retry: SDKs of OpenAI and Anthropic follow it. Without it, they retry every 429.
+/// Whether to retry: SDKs of `OpenAI` and Anthropic follow it. Without it, they retry every 429.
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 /// The longest wait after which SDKs retry by themselves. For a longer one they would retry too soon, in vain.
-const WORTH_WAITING: Duration = Duration::from_secs(60);
+const WORTH_WAITING: Duration = Duration::from_mins(1);
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 /// Maximum number of fields in a response of Keygate's own, including those added by Pingora.

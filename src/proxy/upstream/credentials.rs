@@ -127,7 +127,7 @@ impl StoredCredentials {
             // The more specific ones come first.
             let at = if entry.credential.metadata.is_some() { 0 } else { entries.len() };
             entries.insert(at, entry);
-            entries.sort_by(|a, b| rank(a).cmp(&rank(b)));
+            entries.sort_by_key(rank);
         });
         let (upstream, workspace) = (selector.upstream.clone(), selector.workspace.clone());
         let is_usable = value.is_ok();
@@ -199,12 +199,12 @@ impl CredentialSet {
         if self.headers.load().is_empty() {
             return None;
         }
-        let of_workspace = key.and_then(|(workspace, _)| self.first(Some(workspace.clone()), key));
+        let of_workspace = key.and_then(|(workspace, _)| self.first(Some(workspace), key));
         of_workspace.or_else(|| self.first(None, key))
     }
 
-    fn first(&self, workspace: Option<WorkspaceId>, key: KeyOfRequest<'_>) -> Option<FoundCredential> {
-        let entries = Arc::clone(self.by_workspace.get(&workspace)?.value());
+    fn first(&self, workspace: Option<&WorkspaceId>, key: KeyOfRequest<'_>) -> Option<FoundCredential> {
+        let entries = Arc::clone(self.by_workspace.get(&workspace.cloned())?.value());
         let found = entries.iter().find(|entry| entry.credential.is_for(key))?;
         Some((found.credential.header.clone(), found.credential.value.clone()))
     }
