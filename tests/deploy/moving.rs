@@ -95,11 +95,13 @@ fn live(gateway: &Gateway, token: &str) -> Lived {
 
 fn check(gateway: &Gateway, token: &str, lived: &Lived, origin: &Origin) {
     let Lived { keys, renewed, end_user } = lived;
-    let workspace = gateway.managed("GET", "/workspaces/w2", None);
+    let platform = gateway.mint("platform", "w2");
+    let shown = |path: &str| gateway.admin_as(&platform, "GET", path, None).data();
+    let workspace = shown("/workspaces/w2");
     assert_eq!(workspace["api_ops_rate_limit_granted"], 1, "{workspace}");
     let closed = gateway.admin_as(&gateway.mint("admin", "gone"), "GET", "/apikeys", None);
     assert_eq!(closed.fault().2, "workspace_no_access", "a deleted workspace stays closed");
-    assert_eq!(gateway.managed("GET", "/prices", None)["prices"][1]["tiers"][0]["above"], 200_000);
+    assert_eq!(shown("/prices")["prices"][1]["tiers"][0]["above"], 200_000);
     assert_eq!(answer(gateway, &keys[0].secret, "ann").0, 200);
     assert_eq!(origin.last().header("x-backend-key"), Some("secret-of-backend"));
     assert_eq!(
@@ -194,7 +196,7 @@ fn half_a_file_or_one_of_another_pepper_is_refused() {
     }
     for (text, why) in [
         (without(0), "was not written by keygate export"),
-        (whole.replacen("\"format\":1", "\"format\":2", 1), "is of format 2; this binary reads 1"),
+        (whole.replacen("\"format\":2", "\"format\":3", 1), "is of format 3; this binary reads up to 2"),
         (whole.clone() + "{}\n", "goes on after its end"),
         (whole[..whole.len() - 9].to_owned(), "is not a JSON object"),
         (whole.replacen("{\"key\":{", "{\"key\":{\"name\":\"\",", 1), "key.name: is there twice"),
