@@ -550,8 +550,9 @@ fn every_series_is_there_before_its_first_event_and_none_comes_with_one() {
     let gateway = place.start();
     let fresh = metrics(&gateway);
     for (name, labels) in asked_for() {
-        // Only a gateway with TLS listeners exports it.
+        // Only a gateway with TLS listeners, or with metered routes, exports these.
         let is_there = name.starts_with("keygate_certificate_")
+            || name == "keygate_tokens_total"
             || fresh.keys().any(|series| {
                 let is_it =
                     series.strip_prefix(&name).is_some_and(|rest| rest.is_empty() || rest.starts_with('{'));
