@@ -262,7 +262,7 @@ fn limit() -> Value {
 
 /// The same of a plan. Shorter windows than a day are not kept of end users.
 fn plan_limit() -> Value {
-    let of = json!({"enum": ["workspace", "key"]});
+    let of = json!({"enum": ["workspace", "key", null]});
     let rate = json!({
         "of": of, "count": {"enum": ["requests"]}, "per": {"enum": ["second"]}, "max": {"maximum": RATE_MAX},
     });

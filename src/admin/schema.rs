@@ -388,7 +388,6 @@ pub(super) struct Limit {
 /// At most `max` of `count` in each `per`, of all keys of the workspace together, of each key or of each end user.
 #[derive(ToSchema)]
 pub(super) struct PlanLimit {
-    #[schema(nullable = false)]
     of: Option<OwnerWord>,
     count: CountWord,
     per: PerWord,

@@ -89,13 +89,17 @@ impl Sampling {
     pub fn records(self, parent: Option<TraceContext>, id: RequestId) -> bool {
         match parent {
             Some(parent) if self.follow_parent => parent.sampled,
-            // The last 40 bits are a scrambled counter, which spreads the chosen requests evenly.
-            _ => {
-                let number = id.0.as_u128() & ((1 << 40) - 1);
-                (number * u128::from(self.one_of)) >> 40 == 0
-            }
+            _ => (u128::from(mixed(id.0.as_u64_pair().1)) * u128::from(self.one_of)) >> 64 == 0,
         }
     }
+}
+
+/// Spreads numbers over all 64 bits (the finalizer of SplitMix64). Ids are multiples of a number that each process draws: a
+/// process with an unlucky one would choose none of thousands of requests in a row, or all.
+const fn mixed(number: u64) -> u64 {
+    let number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let number = (number ^ (number >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    number ^ (number >> 31)
 }
 
 /// The span id of a request: the half of its id that is unique.
@@ -190,7 +194,17 @@ mod tests {
         for parent in [None, parent, unsampled] {
             let chooses = Sampling { one_of: 10, follow_parent: parent.is_none() };
             let chosen = (0..10_000).filter(|_| chooses.records(parent, id())).count();
-            assert!((900..=1_100).contains(&chosen), "{chosen} of 10000");
+            assert!((800..=1_200).contains(&chosen), "{chosen} of 10000");
+        }
+    }
+
+    #[test]
+    fn ids_in_steps_of_any_size_are_chosen_as_often() {
+        let chooses = Sampling { one_of: 4, follow_parent: false };
+        for step in [1_u64, 2, 255, 1 << 20, (1 << 39) - 1, (1 << 40) - 1, 0x66_6666_6667] {
+            let id = |n: u64| RequestId(uuid::Uuid::from_u64_pair(7, n.wrapping_mul(step) & ((1 << 40) - 1)));
+            let chosen = (0..1_000).filter(|n| chooses.records(None, id(*n))).count();
+            assert!((150..=350).contains(&chosen), "step {step}: {chosen} of 1000");
         }
     }
 
