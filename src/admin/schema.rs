@@ -257,7 +257,6 @@ pub(super) struct GrantCreate {
     /// The limit of the plan.
     limit: GrantedLimitWord,
     /// Whose usage it counts, `workspace` by default; only for `limits`.
-    #[schema(nullable = false)]
     of: Option<OwnerWord>,
     /// What it counts; required for `limits`, else absent.
     #[schema(nullable = false)]
