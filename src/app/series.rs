@@ -54,6 +54,8 @@ pub(super) fn show_routes(metrics: &Metrics, routes: &RouteTable) {
         metrics.request_seconds.with_label_values(&[&route.name]);
         metrics.backend_seconds.with_label_values(&[&route.name]);
         if route.meter.is_some() {
+            metrics.cost_nano.with_label_values(&[&*route.name, OTHER]);
+            metrics.unpriced.with_label_values(&[&*route.name]);
             for (kind, _) in TokenCounts::default().kinds() {
                 metrics.tokens.with_label_values(&[&*route.name, OTHER, kind]);
             }
