@@ -132,7 +132,7 @@ fn metered<'b>(kind: &'static str, pieces: impl Iterator<Item = &'b [u8]>) -> Me
     let request = MeteredRequest { method: &Method::POST, request_id: b"" };
     let mut meter = Meter::new(&rule, &request, StatusCode::OK, &fields);
     pieces.for_each(|piece| meter.push(piece));
-    meter.finish(&MeterEnd { is_whole: true, request_bytes: 4, model_requested: &"".into() })
+    meter.finish(&MeterEnd { is_whole: true, request_bytes: 4, model_requested: &"".into(), held: None })
 }
 
 #[test]

@@ -69,10 +69,14 @@ pub(super) fn checked_meter(n: usize, file: MeterFile, reading: &mut ConfigReade
         return None;
     };
     let is_llm = source == MeterSource::Llm;
-    if missing == Some(Missing::Estimate) && !is_llm {
-        let message =
-            "must be \"zero\" unless meter is \"llm\": nothing is known that an estimate could be made from";
-        reading.complain_of_conflict(&places, message);
+    let why = match missing {
+        Some(Missing::Estimate) => Some("nothing is known that an estimate could be made from"),
+        Some(Missing::Hold) => Some("what other requests hold does not say what they use"),
+        Some(Missing::Zero) | None => None,
+    };
+    if let Some(why) = why.filter(|_| !is_llm) {
+        let message = format!("must be \"zero\" unless meter is \"llm\": {why}");
+        reading.complain_of_conflict(&places, &message);
     }
     if clamp && !is_llm {
         let message = "has no effect unless meter is \"llm\": other requests name no maximum";

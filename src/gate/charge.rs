@@ -35,19 +35,24 @@ impl Gate {
         if !hold.clamp {
             return Ok((first?, None));
         }
+        let choices = hold.request.choices.max(1);
         let charged = match first {
             Err(ChargeError::Limit { refusal, .. })
                 if let Some(fits) =
-                    hold.output_left(&refusal.left, &Amounts::default()).filter(|fits| *fits > 0) =>
+                    hold.output_left(&refusal.left, &Amounts::default()).filter(|fits| *fits >= choices) =>
             {
                 self.counters.admit(&charge(amounts(fits.min(hold.output()))), now).await?
             }
             first => first?,
         };
         let own = charged.held().copied().unwrap_or_default();
-        let most = hold.output_left(charged.left(), &own).map(|most| most / hold.request.choices.max(1));
-        let asked = hold.request.max_output;
-        Ok((charged, most.map(|most| most.max(1)).filter(|most| asked.is_none_or(|asked| *most < asked))))
+        let left = hold.output_left(charged.left(), &own);
+        // Backends refuse a maximum above what their model can do, so a request that names none gets none while there is plenty.
+        let is_much = |left: &u64| match hold.request.max_output {
+            Some(asked) => left / choices >= asked,
+            None => *left > hold.bounds.route,
+        };
+        Ok((charged, left.filter(|left| !is_much(left)).map(|left| (left / choices).max(1))))
     }
 }
 

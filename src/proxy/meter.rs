@@ -8,10 +8,11 @@ use super::holds::{HeldUnits, UsualOutput};
 use crate::counter::Hold;
 use crate::metrics::Metrics;
 use crate::model::id::KeyId;
-use crate::model::tokens::ReadingSource;
+use crate::model::tokens::{ReadingSource, TokenCounts};
 use crate::policy::http::field_lines::EditFields;
 use crate::policy::meter::{
-    Meter, MeterEnd, Metered, MeteredRequest, RequestReader, Unreadable, UsageEventFilter, model_in_path,
+    Meter, MeterEnd, Metered, MeteredRequest, RequestReader, Unreadable, UsageEventFilter, held_tokens,
+    model_in_path,
 };
 use crate::policy::routing::route::Route;
 use crate::usage::PendingRecord;
@@ -30,6 +31,8 @@ pub struct RequestMeter {
     answer: Option<Meter>,
     /// What the request holds of its key's and workspace's limits.
     hold: Option<HeldUnits>,
+    /// The tokens of that, if a limit counts them.
+    held: Option<TokenCounts>,
     /// What answers usually use.
     usual: Arc<UsualOutput>,
     /// Whether the client gets this answer.
@@ -69,6 +72,7 @@ impl RequestMeter {
             model_in_path: model_in_path(path),
             answer: None,
             hold: None,
+            held: None,
             usual: Arc::clone(usual),
             is_answered: false,
             asks_usage: false,
@@ -76,8 +80,9 @@ impl RequestMeter {
         }))
     }
 
-    /// What the request of this key holds, to be settled with its use.
-    pub fn set_hold(&mut self, key: KeyId, hold: Option<Hold>) {
+    /// What the request of this key holds, to be settled with its use. `is_limited`: a limit counts that use.
+    pub fn set_hold(&mut self, key: KeyId, hold: Option<Hold>, is_limited: bool) {
+        self.held = hold.as_ref().filter(|_| is_limited).map(|hold| held_tokens(hold.amounts()));
         self.hold = hold.map(|hold| HeldUnits::new(key, hold, Arc::clone(&self.metrics)));
     }
 
@@ -143,6 +148,7 @@ impl RequestMeter {
             is_whole: end.is_whole,
             request_bytes: end.request_bytes,
             model_requested: &model.into(),
+            held: self.held,
         });
         self.count(&metered);
         let key = self.hold.as_ref().map(HeldUnits::key);

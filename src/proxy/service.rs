@@ -13,7 +13,7 @@ use super::request::forward;
 use super::request::outcome::{class_of, give_back, outcome_of, release_permits};
 use super::request::preflight::EarlyOutcome;
 use super::request::rewind;
-use super::request::rewrite::set_usage_fields;
+use super::request::rewrite::set_body_fields;
 use super::request::tunnel;
 use super::response::reply::{self, DEGRADED};
 use super::response::reply::{is_final, status_written};
@@ -198,7 +198,7 @@ impl ProxyHttp for Phases {
             if ctx.is_read_ahead || asks_us {
                 fields.remove(http::header::EXPECT);
             }
-            set_usage_fields(fields, ctx);
+            set_body_fields(fields, ctx);
             Ok(())
         })
     }

@@ -22,6 +22,8 @@ fn a_route_says_how_it_is_metered() {
     let zero = read("meter = \"llm\"\nmissing = \"zero\"\nmeter_max_bytes = \"1MiB\"").expect("a meter");
     assert_eq!((zero.missing, zero.max_bytes, zero.include_usage), (Missing::Zero, 1 << 20, true));
     assert!(!read("meter = \"llm\"\ninclude_usage = false").expect("a meter").include_usage);
+    let hold = read("meter = \"llm\"\nmissing = \"hold\"").expect("a meter");
+    assert_eq!(hold.missing, Missing::Hold);
     let json = read("meter = \"json:/usage/0/a~1b\"").expect("a meter");
     assert!(matches!(&json.source, MeterSource::Json(pointer) if pointer.to_string() == "/usage/0/a~1b"));
     assert_eq!(json.missing, Missing::Zero);
@@ -38,8 +40,8 @@ fn each_mistake_of_a_meter_is_told() {
         ("meter = \"json:/a~2\"", format!("8:9 routes[0].meter: {meter}")),
         ("meter = \"header:a b\"", format!("8:9 routes[0].meter: {meter}")),
         (
-            "meter = \"llm\"\nmissing = \"hold\"",
-            "9:11 routes[0].missing: must be one of: estimate, zero, or \"\" for none".to_owned(),
+            "meter = \"llm\"\nmissing = \"most\"",
+            "9:11 routes[0].missing: must be one of: estimate, hold, zero, or \"\" for none".to_owned(),
         ),
         ("unpriced = \"refuse\"", "8:12 routes[0].unpriced: has no effect without meter".to_owned()),
         (
@@ -50,6 +52,15 @@ fn each_mistake_of_a_meter_is_told() {
         (
             "meter = \"json:/n\"\nmissing = \"estimate\"",
             "9:11 routes[0].missing: must be \"zero\" unless meter is \"llm\": nothing is known that an estimate could be made from".to_owned(),
+        ),
+        (
+            "meter = \"header:X-Used\"\nmissing = \"hold\"",
+            "9:11 routes[0].missing: must be \"zero\" unless meter is \"llm\": what other requests hold does not say what they use".to_owned(),
+        ),
+        ("missing = \"hold\"", "8:11 routes[0].missing: has no effect without meter".to_owned()),
+        (
+            "meter = \"json:/n\"\nclamp = true",
+            "9:9 routes[0].clamp: has no effect unless meter is \"llm\": other requests name no maximum".to_owned(),
         ),
         (
             "meter = \"llm\"\nmeter_max_bytes = 10",

@@ -15,6 +15,7 @@ mod asking;
 mod budgets;
 mod buffered;
 mod claims;
+mod clamped;
 mod clients;
 mod closing;
 mod coded;

@@ -147,8 +147,12 @@ impl Exchange {
             meter.push(piece);
         }
         let model: Arc<str> = "asked-for".into();
-        let end =
-            MeterEnd { is_whole: self.is_whole, request_bytes: self.request_bytes, model_requested: &model };
+        let end = MeterEnd {
+            is_whole: self.is_whole,
+            request_bytes: self.request_bytes,
+            model_requested: &model,
+            held: None,
+        };
         meter.finish(&end)
     }
 

@@ -95,6 +95,14 @@ pub fn capped(amounts: Amounts, limits: &Limits) -> Amounts {
     })
 }
 
+/// The tokens by kind of what a request holds: no more of any measure than that.
+pub fn held_tokens(held: &Amounts) -> TokenCounts {
+    let total = held.get(Measure::Tokens);
+    let input = held.get(Measure::InputTokens).min(total);
+    let output = held.get(Measure::OutputTokens).min(total - input);
+    TokenCounts { total: input + output, input, output, ..TokenCounts::default() }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -147,6 +155,19 @@ mod tests {
         let limits: Limits =
             [limit(Measure::Tokens, 500), limit(Measure::OutputTokens, 0)].into_iter().collect();
         assert_eq!(capped(PLAN.amounts(4_096), &limits).metered(), [500, 101, 1, 1]);
+    }
+
+    #[test]
+    fn what_is_held_is_never_more_tokens_than_of_any_measure() {
+        let kinds = |amounts: Amounts| {
+            let tokens = held_tokens(&amounts);
+            (tokens.total, tokens.input, tokens.output)
+        };
+        assert_eq!(kinds(PLAN.amounts(4_096)), (4_197, 101, 4_096));
+        for (max, expected) in [(500, (500, 101, 399)), (60, (60, 60, 0))] {
+            let limits: Limits = [limit(Measure::Tokens, max)].into_iter().collect();
+            assert_eq!(kinds(capped(PLAN.amounts(4_096), &limits)), expected);
+        }
     }
 
     #[test]

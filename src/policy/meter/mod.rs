@@ -8,6 +8,7 @@
 //! *Invariant:* the result does not depend on how the answer is cut into pieces, unless its compression is damaged.
 
 mod body;
+mod clamp;
 mod decode;
 mod events;
 mod frames;
@@ -22,7 +23,7 @@ mod usage;
 mod usual;
 
 pub use hidden::UsageEventFilter;
-pub use hold::{HoldBounds, HoldRequest, PlannedHold, capped};
+pub use hold::{HoldBounds, HoldRequest, PlannedHold, capped, held_tokens};
 pub use number::JsonPointer;
 pub use request::{RequestFacts, RequestReader, is_completions, model_in_path};
 pub use rewrite::BodyEdits;
@@ -89,6 +90,8 @@ words!(
     Missing {
         /// An estimate from the bytes of the request and of the answer.
         Estimate = "estimate",
+        /// What the request held of its limits; an estimate if it held nothing.
+        Hold = "hold",
         /// Nothing.
         Zero = "zero",
     }
@@ -148,6 +151,8 @@ pub struct MeterEnd<'r> {
     pub request_bytes: u64,
     /// The model that the request named; empty if none.
     pub model_requested: &'r Arc<str>,
+    /// What the request held; none if no limit counts what it uses.
+    pub held: Option<TokenCounts>,
 }
 
 /// What a meter found out.
@@ -356,10 +361,14 @@ impl Meter {
             Unreadable::Coding | Unreadable::Malformed => text_bytes.max(self.bytes),
             _ => text_bytes,
         };
-        let input = if begun.input == 0 { tokens_of(end.request_bytes) } else { begun.input };
-        let output = begun.output.max(tokens_of(text_bytes));
+        let (input, output, source) = match end.held.filter(|_| self.missing == Missing::Hold) {
+            Some(held) => (held.input, held.output, ReadingSource::Held),
+            None => (tokens_of(end.request_bytes), tokens_of(text_bytes), ReadingSource::Estimated),
+        };
+        let input = if begun.input == 0 { input } else { begun.input };
+        let output = begun.output.max(output);
         let tokens = TokenCounts { total: input.saturating_add(output), input, output, ..begun };
-        self.found(tokens, ReadingSource::Estimated, Some(why), end)
+        self.found(tokens, source, Some(why), end)
     }
 
     fn found(

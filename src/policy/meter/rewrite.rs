@@ -8,8 +8,8 @@ use serde_json::value::RawValue;
 use std::fmt;
 use std::ops::Range;
 
-/// Most fields of one name that are changed. No client sends a field twice.
-const SAME_MAX: usize = 8;
+/// Most fields of one object that are looked at. No client sends a field twice.
+const FIELDS_MAX: usize = 8;
 
 /// The changes to one body, in order.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
@@ -30,13 +30,14 @@ struct Setting<'s> {
     value: &'s str,
 }
 
-/// The fields of an object that have one name.
-struct Members<'b> {
+/// The fields of an object that have one of some names.
+pub(super) struct Members<'n, 'b> {
     /// Where its first field begins.
-    first: usize,
-    /// Whether it has any field.
-    is_empty: bool,
-    values: Vec<&'b RawValue>,
+    pub first: usize,
+    /// Whether it has no field at all.
+    pub is_empty: bool,
+    /// Each with its name.
+    pub values: Vec<(&'n str, &'b RawValue)>,
 }
 
 // === impl BodyEdits ===
@@ -69,15 +70,15 @@ impl BodyEdits {
         let Some(object) = setting.object else {
             return self.set_in(body, 0, setting, is_fine);
         };
-        let Members { first, is_empty, values } = Members::of(body, object)?;
+        let Members { first, is_empty, values } = Members::of(body, &[object])?;
         let whole = || format!("{{\"{}\":{}}}", setting.name, setting.value);
         if values.is_empty() {
             self.insert(first, is_empty, object, &whole());
         }
-        for value in values {
+        for (_, value) in values {
             let start = offset(body, value);
             match value.get().as_bytes() {
-                b"null" => self.0.push(Edit { at: start..start + value.get().len(), text: whole() }),
+                b"null" => self.replace(start, value, whole()),
                 [b'{', ..] => self.set_in(value.get().as_bytes(), start, setting, &is_fine)?,
                 _ => return None,
             }
@@ -93,25 +94,37 @@ impl BodyEdits {
         setting: &Setting<'_>,
         is_fine: impl Fn(&str) -> bool,
     ) -> Option<()> {
-        let Members { first, is_empty, values } = Members::of(object, setting.name)?;
+        let Members { first, is_empty, values } = Members::of(object, &[setting.name])?;
         if values.is_empty() {
             self.insert(start + first, is_empty, setting.name, setting.value);
         }
-        for value in values.into_iter().filter(|value| !is_fine(value.get())) {
-            let start = start + offset(object, value);
-            self.0.push(Edit { at: start..start + value.get().len(), text: setting.value.to_owned() });
+        for (_, value) in values.into_iter().filter(|(_, value)| !is_fine(value.get())) {
+            self.replace(start + offset(object, value), value, setting.value.to_owned());
         }
         Some(())
     }
 
+    /// The changes of both.
+    #[must_use]
+    pub fn and(mut self, other: Self) -> Self {
+        self.0.extend(other.0);
+        self.0.sort_by_key(|edit| edit.at.start);
+        self
+    }
+
+    /// Puts `text` in the place of a value that begins there.
+    pub(super) fn replace(&mut self, at: usize, value: &RawValue, text: String) {
+        self.0.push(Edit { at: at..at + value.get().len(), text });
+    }
+
     /// Adds a field in front of the others.
-    fn insert(&mut self, at: usize, is_only: bool, name: &str, value: &str) {
+    pub(super) fn insert(&mut self, at: usize, is_only: bool, name: &str, value: &str) {
         let comma = if is_only { "" } else { "," };
         self.0.push(Edit { at: at..at, text: format!("\"{name}\":{value}{comma}") });
     }
 
     /// In the order of the body; none if nothing changes.
-    fn sorted(mut self) -> Option<Self> {
+    pub(super) fn sorted(mut self) -> Option<Self> {
         self.0.sort_by_key(|edit| edit.at.start);
         (!self.0.is_empty()).then_some(self)
     }
@@ -119,21 +132,21 @@ impl BodyEdits {
 
 // === impl Members ===
 
-impl<'b> Members<'b> {
-    /// The fields called `name` of this object. None if it is no object, or says it too often.
-    fn of(object: &'b [u8], name: &str) -> Option<Self> {
+impl<'n, 'b> Members<'n, 'b> {
+    /// The fields of this object that have one of these names. None if it is no object, or has too many of them.
+    pub(super) fn of(object: &'b [u8], names: &[&'n str]) -> Option<Self> {
         let mut reader = serde_json::Deserializer::from_slice(object);
-        let (is_empty, values) = reader.deserialize_map(MembersVisitor(name)).ok()?;
+        let (is_empty, values) = reader.deserialize_map(MembersVisitor(names)).ok()?;
         reader.end().ok()?;
         let first = object.iter().position(|byte| *byte == b'{')? + 1;
         Some(Self { first, is_empty, values })
     }
 }
 
-struct MembersVisitor<'n>(&'n str);
+struct MembersVisitor<'l, 'n>(&'l [&'n str]);
 
-impl<'de> Visitor<'de> for MembersVisitor<'_> {
-    type Value = (bool, Vec<&'de RawValue>);
+impl<'de, 'n> Visitor<'de> for MembersVisitor<'_, 'n> {
+    type Value = (bool, Vec<(&'n str, &'de RawValue)>);
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object")
@@ -141,45 +154,45 @@ impl<'de> Visitor<'de> for MembersVisitor<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let (mut is_empty, mut values) = (true, Vec::new());
-        while let Some(is_it) = map.next_key_seed(IsName(self.0))? {
+        while let Some(name) = map.next_key_seed(OneOf(self.0))? {
             is_empty = false;
-            if !is_it {
-                map.next_value::<IgnoredAny>()?;
-            } else if values.len() == SAME_MAX {
-                return Err(A::Error::custom("too many fields of one name"));
-            } else {
-                values.push(map.next_value()?);
+            match name {
+                None => _ = map.next_value::<IgnoredAny>()?,
+                Some(_) if values.len() == FIELDS_MAX => {
+                    return Err(A::Error::custom("too many fields that change"));
+                }
+                Some(name) => values.push((name, map.next_value()?)),
             }
         }
         Ok((is_empty, values))
     }
 }
 
-/// Reads a key: whether it is this name.
-struct IsName<'n>(&'n str);
+/// Reads a key: which of these names it is, if any.
+struct OneOf<'l, 'n>(&'l [&'n str]);
 
-impl<'de> DeserializeSeed<'de> for IsName<'_> {
-    type Value = bool;
+impl<'de, 'n> DeserializeSeed<'de> for OneOf<'_, 'n> {
+    type Value = Option<&'n str>;
 
-    fn deserialize<D: serde::Deserializer<'de>>(self, deserializer: D) -> Result<bool, D::Error> {
+    fn deserialize<D: serde::Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
         deserializer.deserialize_str(self)
     }
 }
 
-impl Visitor<'_> for IsName<'_> {
-    type Value = bool;
+impl<'n> Visitor<'_> for OneOf<'_, 'n> {
+    type Value = Option<&'n str>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a key")
     }
 
-    fn visit_str<E>(self, key: &str) -> Result<bool, E> {
-        Ok(key == self.0)
+    fn visit_str<E>(self, key: &str) -> Result<Self::Value, E> {
+        Ok(self.0.iter().copied().find(|name| *name == key))
     }
 }
 
 /// Where a value stands in the bytes that it was read from.
-fn offset(bytes: &[u8], value: &RawValue) -> usize {
+pub(super) fn offset(bytes: &[u8], value: &RawValue) -> usize {
     value.get().as_ptr().addr().saturating_sub(bytes.as_ptr().addr())
 }
 
@@ -233,7 +246,7 @@ mod tests {
             let edited = changed(body, BodyEdits::asking_for_usage(body.as_bytes()));
             assert_eq!(edited.as_deref(), expected, "{body}");
         }
-        let often = format!("{{{}\"x\":1}}", r#""stream_options":{},"#.repeat(SAME_MAX + 1));
+        let often = format!("{{{}\"x\":1}}", r#""stream_options":{},"#.repeat(FIELDS_MAX + 1));
         assert_eq!(BodyEdits::asking_for_usage(often.as_bytes()), None);
         // What is not text is left to the provider.
         let not_text = b"{\"a\":\"\xff\"}";

@@ -203,7 +203,7 @@ impl Exchange<'_> {
         proxy.admit(&self.message, self.ctx, permit, name).await
     }
 
-    /// Reads the body and makes the request ask for its usage, where that is needed.
+    /// Reads the body and changes it, where that is needed.
     async fn prepare_body(&mut self) -> Result<(), ForwardError> {
         let proxy = Arc::clone(self.server.proxy);
         if proxy.has_to_read_for_usage(&self.message, self.ctx) {
@@ -215,7 +215,7 @@ impl Exchange<'_> {
                 self.ctx.body = Some(body);
             }
         }
-        if let Some(changed) = proxy.ask_for_usage(&self.message, self.ctx)? {
+        if let Some(changed) = proxy.change_body(&self.message, self.ctx)? {
             self.body.change(changed);
         }
         Ok(())

@@ -3,10 +3,12 @@
 
 use super::attempt::upstream_of;
 use super::body::is_counted;
+use super::rewrite::can_be_clamped;
 use crate::gate::{Authorized, Denied, KeylessPermit, Permit, RequestView};
 use crate::keyring::Entry;
 use crate::model::fault::{Fault, Lang};
 use crate::model::id::{KeyId, WorkspaceId};
+use crate::model::key::Measure;
 use crate::policy::http::coding::Coding;
 use crate::policy::http::fields::HeaderFields;
 use crate::policy::http::head::{self, METHOD_MAX, TARGET_MAX};
@@ -151,7 +153,8 @@ impl Proxy {
         };
         self.begin_record(ctx, record, message.path);
         if let Some(meter) = &mut ctx.meter {
-            meter.set_hold(admission.entry().key.id, admission.take_hold());
+            let is_limited = admission.left().iter().any(|(limit, _)| limit.count != Measure::Requests);
+            meter.set_hold(admission.entry().key.id, admission.take_hold(), is_limited);
         }
         if let Some(connection) = &ctx.connection {
             connection.set_served_key(Some(admission.presented().clone()));
@@ -182,7 +185,8 @@ impl Proxy {
         let request = HoldRequest { input_bytes, max_output, choices, model };
         let usual = self.usual.of(permit.entry().key.id, model);
         let bounds = HoldBounds { route: rule.hold, usual };
-        Some(PlannedHold { request, bounds, price: prices.find(model), clamp: rule.clamp })
+        let clamp = rule.clamp && can_be_clamped(message, ctx);
+        Some(PlannedHold { request, bounds, price: prices.find(model), clamp })
     }
 
     /// Prepares a session of Pingora, and evaluates the request head unless that was done before.
