@@ -94,7 +94,7 @@ impl Sampling {
     }
 }
 
-/// Spreads numbers over all 64 bits (the finalizer of SplitMix64). Ids are multiples of a number that each process draws: a
+/// Spreads numbers over all 64 bits (the finalizer of `SplitMix64`). Ids are multiples of a number that each process draws: a
 /// process with an unlucky one would choose none of thousands of requests in a row, or all.
 const fn mixed(number: u64) -> u64 {
     let number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
