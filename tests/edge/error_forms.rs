@@ -115,6 +115,8 @@ async fn grpc_callers_get_a_status_of_grpc_in_trailers_only() {
             assert!(field("content-length").is_none() && field("x-request-id").is_some());
         }
     }
+    let (response, _) = client.begin(call("/pkg.Service/Do", "nonsense", "application/grpc"), true).await;
+    assert!(response.await.unwrap().into_body().is_end_stream(), "the head ends the stream");
     // What only looks like it gets the form of its route.
     let web = client.call(call("/v1/app/x", &secret, "application/grpc-web")).await.unwrap();
     assert_eq!(web.status.as_u16(), 429);

@@ -19,6 +19,7 @@ use bytes::Bytes;
 use http::header::{self, EXPECT};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
 use pingora::http::ResponseHeader;
+use pingora::protocols::http::HttpTask;
 use pingora::proxy::Session;
 use pingora::{Error, ErrorType};
 use std::fmt::Write as _;
@@ -182,6 +183,13 @@ pub(in crate::proxy) async fn deny(
     let mut parts = http::Response::new(()).into_parts().0;
     (parts.status, parts.headers) = (answer.status, answer.fields);
     let head_only = answer.body.is_empty();
+    if ctx.is_answered_by_grpc {
+        // The head ends the stream, as clients expect of a response without messages. Pingora's other call would end it
+        // with an empty part of a body.
+        let head = HttpTask::Header(Box::new(ResponseHeader::from(parts)), true);
+        session.write_response_tasks(vec![head]).await?;
+        return Ok(());
+    }
     session.write_response_header(Box::new(ResponseHeader::from(parts)), head_only).await?;
     if !head_only {
         session.write_response_body(Some(answer.body), true).await?;
