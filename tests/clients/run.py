@@ -32,7 +32,8 @@ class Backend(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.seen.append((self.path, dict(self.headers), body))
-        events = self.anthropic() if self.path.endswith("/messages") else self.openai()
+        asks_usage = body.get("stream_options", {}).get("include_usage", False)
+        events = self.anthropic() if self.path.endswith("/messages") else self.openai(asks_usage)
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Transfer-Encoding", "chunked")
@@ -50,11 +51,14 @@ class Backend(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def openai(self):
+    def openai(self, asks_usage):
         common = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m"}
         for word in WORDS:
             choice = {"index": 0, "delta": {"content": word}, "finish_reason": None}
             yield "data: " + json.dumps({**common, "choices": [choice]}) + "\n\n"
+        if asks_usage:
+            usage = {"prompt_tokens": 20, "completion_tokens": 30, "total_tokens": 50}
+            yield "data: " + json.dumps({**common, "choices": [], "usage": usage}) + "\n\n"
         yield "data: [DONE]\n\n"
 
     def anthropic(self):
@@ -92,6 +96,9 @@ class Gateway:
         for name, port in (("app", http_port), ("ws", ws_port)):
             parts.append(f'[[upstreams]]\nname = "{name}"\nservers = ["127.0.0.1:{port}"]\n'
                          f'[[routes]]\nname = "{name}"\npath = "/{name}/{{rest*}}"\nupstream = "{name}"\nscopes = ["app"]\n')
+        for name in ("openai", "anthropic"):
+            parts.append(f'[[routes]]\nname = "{name}"\npath = "/{name}/{{rest*}}"\nupstream = "app"\nscopes = ["app"]\n'
+                         f'meter = "llm"\nhold = 40\nerrors = "{name}"\n')
         config.write_text("".join(parts))
         self.folder = pathlib.Path(folder)
         self.process = subprocess.Popen([BINARY, "run", "--ready-json", "--config", "keygate.toml"], cwd=folder,
@@ -133,6 +140,46 @@ def check_anthropic(gateway):
     assert path == "/app/v1/messages" and "x-api-key" not in {name.lower() for name in headers}, headers
 
 
+def check_budgets(gateway):
+    """SDKs stream as ever, see what is left of a budget of tokens, and understand its end, without asking again."""
+    def key(name, tokens):
+        limits = [{"count": "tokens", "per": "month", "max": tokens}]
+        return gateway.admin("POST", "/apikeys", {"name": name, "scopes": ["app"], "limits": limits})["api_key"]
+
+    hello = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+    client = openai.OpenAI(base_url=f"http://{gateway.ready['proxy']}/openai/v1", api_key=key("budget-1", 120))
+    left = []
+    for _ in range(2):
+        raw = client.chat.completions.with_raw_response.create(**hello, stream=True)
+        left.append(int(raw.headers["x-ratelimit-remaining-tokens"]))
+        chunks = list(raw.parse())
+        # The event with the usage, for which the gateway has asked, is not the client's.
+        assert [chunk.choices[0].delta.content for chunk in chunks] == WORDS
+        assert all(chunk.usage is None for chunk in chunks)
+        assert raw.headers["x-ratelimit-limit-tokens"] == "120"
+    assert left[0] - left[1] == 50, left
+    before = len(Backend.seen)
+    try:
+        client.chat.completions.create(**hello)
+        raise AssertionError("a budget was passed")
+    except openai.RateLimitError as error:
+        assert "tokens" in error.message and error.body["details"]["data"]["count"] == "tokens", error.body
+    assert len(Backend.seen) == before
+
+    client = anthropic.Anthropic(base_url=f"http://{gateway.ready['proxy']}/anthropic", api_key=key("budget-2", 60))
+    for _ in range(5):
+        with client.messages.stream(**hello, max_tokens=9) as stream:
+            assert list(stream.text_stream) == WORDS
+    small = anthropic.Anthropic(base_url=f"http://{gateway.ready['proxy']}/anthropic", api_key=key("budget-3", 6))
+    with small.messages.stream(**hello, max_tokens=9) as stream:
+        assert list(stream.text_stream) == WORDS
+    try:
+        small.messages.create(**hello, max_tokens=9)
+        raise AssertionError("a budget was passed")
+    except anthropic.RateLimitError as error:
+        assert error.body["error"]["type"] == "rate_limit_error", error.body
+
+
 async def check_websocket(gateway):
     url = f"ws://{gateway.ready['proxy']}/ws/echo"
     headers = {"Authorization": f"Bearer {gateway.secret}"}
@@ -140,7 +187,8 @@ async def check_websocket(gateway):
         for message in ("hello", "x" * 200_000, b"\0\xff"):
             await socket.send(message)
             assert await socket.recv() == message
-        gateway.admin("PUT", f"/apikeys/{gateway.admin('GET', '/apikeys')['items'][0]['id']}", {"is_active": False})
+        key = next(key for key in gateway.admin("GET", "/apikeys")["items"] if key["name"] == "clients")
+        gateway.admin("PUT", f"/apikeys/{key['id']}", {"is_active": False})
         try:
             await asyncio.wait_for(socket.recv(), 10)
             raise AssertionError("a disabled key kept its socket")
@@ -186,7 +234,7 @@ async def main():
             service = rpc.Service()
             gateway = Gateway(folder, backend.server_port, server.sockets[0].getsockname()[1], service.port)
             passed = 0
-            for check in (check_curl, check_openai, check_anthropic):
+            for check in (check_curl, check_openai, check_anthropic, check_budgets):
                 await asyncio.to_thread(check, gateway)
                 passed += 1
             for check in (rpc.check_h2, rpc.check_grpc):
