@@ -138,9 +138,11 @@ impl Proxy {
         }
         let permit = self.check_price(message, ctx, permit)?;
         self.count_unreadable(message, ctx, &permit);
-        let prices = self.recorder.prices();
-        let model = if permit.route().meter.is_some() { Self::model_of(message, ctx) } else { None };
-        let hold = self.hold(message, ctx, &permit, model.as_deref(), &prices);
+        // Nothing of it is looked up for a route without a meter.
+        let prices = permit.route().meter.is_some().then(|| self.recorder.prices());
+        let model = prices.as_ref().and_then(|_| Self::model_of(message, ctx));
+        let hold =
+            prices.as_ref().and_then(|prices| self.hold(message, ctx, &permit, model.as_deref(), prices));
         let mut admission = self.gate.admit(permit, end_user, hold.as_ref(), ctx.charged_at).await?;
         let start = RecordStart {
             charged: true,
