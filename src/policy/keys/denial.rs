@@ -11,6 +11,7 @@ use crate::policy::http::coding::CODINGS;
 use crate::policy::http::head::BadHead;
 use crate::policy::http::path::{BadPath, shown};
 use http::HeaderName;
+use serde::Serialize;
 use serde_json::{Value, json};
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -63,6 +64,30 @@ pub enum Denial {
     ContentCoding,
     /// A fault without further details.
     Plain(Fault),
+}
+
+/// The details of a refusal.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub enum DenialDetail {
+    /// Of a limit. A flood gets millions of them, so they are written without a map in between.
+    Limit(LimitDetail),
+    /// Of another reason.
+    Other(Value),
+}
+
+/// Which limit refuses, and what is left of it.
+#[derive(Debug, Serialize)]
+pub struct LimitDetail {
+    count: &'static str,
+    limit: &'static str,
+    max: u64,
+    of: &'static str,
+    per: Option<&'static str>,
+    remaining: Option<u64>,
+    resets_in: Option<u64>,
+    retry_after: Option<u64>,
+    set_by: &'static str,
 }
 
 /// Why a request is malformed.
@@ -185,7 +210,24 @@ impl Denial {
     }
 
     /// The details for programs.
-    pub fn detail(&self) -> Value {
+    pub fn detail(&self) -> DenialDetail {
+        match self {
+            Self::Limit(refused, left) => DenialDetail::Limit(LimitDetail {
+                count: refused.limit.count.as_str(),
+                limit: limit_field(refused.limit.name),
+                max: refused.limit.max(),
+                of: owner(refused.limit.name).as_str(),
+                per: refused.limit.per().map(Per::as_str),
+                remaining: left.map(|left| left.units),
+                resets_in: left.and_then(|left| left.reset).map(whole_secs),
+                retry_after: self.retry_after_secs(),
+                set_by: set_by(refused.limit.name),
+            }),
+            _ => DenialDetail::Other(self.other_detail()),
+        }
+    }
+
+    fn other_detail(&self) -> Value {
         match self {
             Self::BadRequest(BadRequest::TwoCredentials(headers)) => json!({
                 "reason": "two_credentials",
@@ -198,17 +240,6 @@ impl Denial {
                 json!({ "missing_scopes": lacking.iter().collect::<Vec<_>>() })
             }
             Self::Address(address) => json!({ "address": address }),
-            Self::Limit(refused, left) => json!({
-                "limit": limit_field(refused.limit.name),
-                "count": refused.limit.count.as_str(),
-                "of": owner(refused.limit.name).as_str(),
-                "max": refused.limit.max(),
-                "per": refused.limit.per().map(Per::as_str),
-                "remaining": left.map(|left| left.units),
-                "resets_in": left.and_then(|left| left.reset).map(whole_secs),
-                "set_by": set_by(refused.limit.name),
-                "retry_after": self.retry_after_secs(),
-            }),
             Self::TooManyInvalid(_) => {
                 json!({ "limit": "invalid_keys", "set_by": "gateway", "retry_after": self.retry_after_secs() })
             }
@@ -477,7 +508,7 @@ mod tests {
         assert_eq!(denial.fault().code(), 3014);
         assert_eq!(denial.retry_after_secs(), Some(2));
         assert_eq!(
-            denial.detail(),
+            serde_json::to_value(denial.detail()).expect("it can be written"),
             json!({
                 "limit": "api_ops_rate_limit",
                 "count": "requests",
