@@ -174,7 +174,7 @@ pub(super) fn proxy(
     gate: Gate,
     routing: Arc<ArcSwap<RoutingSnapshot>>,
     (recorder, tracing): (Recorder, Tracing),
-    readiness: &ReadinessCheckOf,
+    readiness: &ReadinessProbe,
 ) -> Proxy {
     let has = |family| config.proxy.rate_limit_headers.contains(&family);
     let limits = ProxyLimits {
@@ -288,7 +288,7 @@ pub(super) fn runtime(name: &str, threads: usize) -> Result<Runtime, StartError>
 }
 
 /// Whether this node is ready, and why, at the time of the call.
-pub(super) type ReadinessCheckOf = Arc<dyn Fn() -> Readiness + Send + Sync>;
+pub(super) type ReadinessProbe = Arc<dyn Fn() -> Readiness + Send + Sync>;
 
 /// The readiness of this node.
 pub(super) fn readiness_of(
@@ -297,7 +297,7 @@ pub(super) fn readiness_of(
     keyring: &Arc<Keyring>,
     accepting: &Arc<AtomicBool>,
     journal: Arc<Journal>,
-) -> ReadinessCheckOf {
+) -> ReadinessProbe {
     let (ring, clock, max_stale) = (Arc::clone(keyring), Arc::clone(&core.clock), config.keyring.max_stale);
     let (metrics, store_state) = (Arc::clone(&core.metrics), core.store_state.clone());
     let refuses_when_full = config.usage.when_full == WhenFull::Refuse;
@@ -318,7 +318,7 @@ pub(super) fn readiness_of(
 }
 
 /// The health check on the proxy's listeners, if there is one.
-pub(super) fn health_path(config: &Config, readiness: &ReadinessCheckOf) -> Option<HealthPath> {
+pub(super) fn health_path(config: &Config, readiness: &ReadinessProbe) -> Option<HealthPath> {
     let (path, readiness) = (config.proxy.health_path.as_deref()?, Arc::clone(readiness));
     Some(HealthPath { path: path.into(), is_ready: Box::new(move || readiness().ready) })
 }
@@ -330,7 +330,7 @@ pub(super) fn admin_server(
     (keyring, counters): (&Arc<Keyring>, Arc<Counters>),
     state: watch::Receiver<ServerState>,
     (reload, files): (Arc<Reloader>, &WatchedFiles),
-    (readiness, identity): (ReadinessCheckOf, IdentityProvider),
+    (readiness, identity): (ReadinessProbe, IdentityProvider),
 ) -> Result<AdminServer, StartError> {
     let metrics_token = match &config.admin.metrics_token_file {
         None => None,

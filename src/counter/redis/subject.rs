@@ -238,7 +238,7 @@ impl LeaseState {
         let totals = self.ledgered(at, calendar);
         for (measure, pool) in self.pools() {
             let wanted = wanted.0[measure as usize];
-            if pool.is_due(wanted, now_ns) {
+            if pool.wants_call(wanted, now_ns) {
                 let ledger = totals.as_ref().map(|totals| units_of(totals, measure));
                 let ask = LeaseRequest { ledger, ..pool.ask(wanted, now_ns, at, calendar) };
                 asks.push(PoolRequest { of, measure, hash: hash(measure), ask });

@@ -17,9 +17,9 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 
-/// Result of handling a request that may be a preflight.
+/// Result of handling a request that may need no key: one for the listener itself, or a preflight.
 pub(in crate::proxy) enum EarlyOutcome {
-    /// It is not a preflight, or presents a key: handled like any other request.
+    /// It is neither, or presents a key: handled like any other request.
     No,
     /// The response is sent.
     Answered,
@@ -29,7 +29,7 @@ pub(in crate::proxy) enum EarlyOutcome {
 
 /// The same before a response is written.
 pub(in crate::proxy) enum EarlyDecision {
-    /// It is not a preflight, or presents a key.
+    /// It is neither, or presents a key.
     No,
     /// The response to send.
     Answer(Reply),
@@ -38,7 +38,8 @@ pub(in crate::proxy) enum EarlyDecision {
 }
 
 impl Proxy {
-    /// Responds to a preflight if the route has CORS rules, and passes it on if the route leaves CORS to its backend.
+    /// Responds to a request for the listener itself, and to a preflight if the route has CORS rules. Passes a preflight on if the
+    /// route leaves CORS to its backend.
     pub(in crate::proxy) async fn answer_early(
         &self,
         session: &mut Session,
@@ -57,7 +58,7 @@ impl Proxy {
         Ok(EarlyOutcome::Answered)
     }
 
-    /// Whether a request is a preflight, and how it is handled.
+    /// Whether a request is for the listener itself or a preflight, and how it is handled.
     pub(in crate::proxy) fn decide_early(
         &self,
         message: &RequestMessage<'_>,

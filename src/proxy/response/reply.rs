@@ -173,7 +173,6 @@ pub(in crate::proxy) async fn deny(
     at: Timestamp,
 ) -> pingora::Result<()> {
     ctx.fault = Some(denial.fault());
-    ctx.is_answered_by_grpc = is_grpc(&RequestMessage::of(session.req_header(), false));
     if ctx.body.is_some() {
         // The body was read ahead completely, which Pingora does not know: only its end is left to drain.
         session.drain_request_body().await?;
@@ -183,6 +182,7 @@ pub(in crate::proxy) async fn deny(
     let answer = answer(&RequestMessage::of(session.req_header(), has_body), ctx, limits, denial, left, at)?;
     let mut parts = http::Response::new(()).into_parts().0;
     (parts.status, parts.headers) = (answer.status, answer.fields);
+    ctx.is_answered_by_grpc = parts.headers.contains_key(&GRPC_STATUS);
     let head_only = answer.body.is_empty();
     if ctx.is_answered_by_grpc {
         // The head ends the stream, as clients expect of a response without messages. Pingora's other call would end it

@@ -17,9 +17,9 @@ impl SubjectPool {
         wants
     }
 
-    /// Whether there is a reason to call: waiting requests want more than is in hand, units are wanted in advance, or a report
+    /// Drops expired units, and says whether there is a reason to call: waiting requests want more than is in hand, units are wanted in advance, or a report
     /// is due.
-    pub fn is_due(&mut self, wanted: Wanted, now_ns: u64) -> bool {
+    pub fn wants_call(&mut self, wanted: Wanted, now_ns: u64) -> bool {
         self.is_wanting
             || self.is_leaving
             || (wanted.units > 0 && !self.can_spend(wanted.units, now_ns))
