@@ -166,7 +166,7 @@ fuzz: tools
 
 # The tests start their own PostgreSQL, Redis and ACME servers: only the programs are needed, no running servers.
 test-tools:
-	@missing=; for tool in haproxy nginx pebble redis-server sqlite3 valgrind; do PATH="$$PATH:/usr/sbin" command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
+	@missing=; for tool in caddy haproxy nginx pebble redis-server sqlite3 valgrind; do PATH="$$PATH:/usr/sbin" command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
 	python3 -m ensurepip --version >/dev/null 2>&1 || missing="$$missing python3-venv"; \
 	found=; for folder in /usr/lib/postgresql/*/bin $$(echo "$$PATH" | tr : ' '); do \
 		[ -x "$$folder/initdb" ] && [ -x "$$folder/pg_ctl" ] && [ -x "$$folder/postgres" ] && found=yes; done; \

@@ -177,6 +177,8 @@ pub struct Running {
     pub proxy_tls: Vec<SocketAddr>,
     /// Its addresses for HTTP/2 without TLS.
     pub proxy_h2c: Vec<SocketAddr>,
+    /// Where proxies and applications ask for decisions.
+    pub decide: Vec<SocketAddr>,
     /// The address of the admin API.
     pub admin: SocketAddr,
     /// The store.
@@ -346,6 +348,7 @@ pub fn start(
         proxy: proxy_server.addresses,
         proxy_tls: proxy_server.addresses_tls,
         proxy_h2c: proxy_server.addresses_h2c,
+        decide: proxy_server.addresses_decide,
         admin: admin_address,
         store: core.store.clone(),
         keyring,

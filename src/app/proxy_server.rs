@@ -38,6 +38,8 @@ pub(super) struct ProxyServer {
     /// Its addresses for TLS, and for HTTP/2 without TLS.
     pub(super) addresses_tls: Vec<SocketAddr>,
     pub(super) addresses_h2c: Vec<SocketAddr>,
+    /// Where proxies ask for decisions.
+    pub(super) addresses_decide: Vec<SocketAddr>,
     /// The TLS context, if there are TLS listeners.
     tls: Option<Arc<TlsContext>>,
     /// Ends when the last connection is closed.
@@ -100,6 +102,7 @@ pub(super) fn open(
     };
     let addresses = listen_at(ListenerKind::Http1, &config.proxy.listen, &ListenerProtocol::Http1)?;
     let addresses_h2c = listen_at(ListenerKind::H2c, &config.proxy.listen_h2c, &ListenerProtocol::Http2)?;
+    let addresses_decide = listen_at(ListenerKind::Decide, &config.decide.listen, &ListenerProtocol::Decide)?;
     let mut addresses_tls = Vec::new();
     if let Some(tls) = &tls {
         let spoken = ListenerProtocol::Tls(Arc::clone(tls));
@@ -112,7 +115,16 @@ pub(super) fn open(
         files.add("proxy.client_ca_file", look);
     }
     drop(acceptor);
-    Ok(ProxyServer { runtime, addresses, addresses_tls, addresses_h2c, tls, all_closed, acceptors })
+    Ok(ProxyServer {
+        runtime,
+        addresses,
+        addresses_tls,
+        addresses_h2c,
+        addresses_decide,
+        tls,
+        all_closed,
+        acceptors,
+    })
 }
 
 fn http_proxy_of(config: &Config, proxy: Phases) -> HttpProxy<Phases> {

@@ -3,9 +3,9 @@
 //! Each section is destructured, so that a new key does not compile before it is handled here.
 
 use crate::config::{
-    AcmeConfig, AdminConfig, Config, CountersConfig, EndUsersConfig, IntrospectionConfig, JwtConfig,
-    KeyringConfig, LogConfig, NodeConfig, ProxyConfig, SecretsConfig, StoreConfig, TelemetryConfig,
-    UsageConfig,
+    AcmeConfig, AdminConfig, Config, CountersConfig, DecideConfig, EndUsersConfig, IntrospectionConfig,
+    JwtConfig, KeyringConfig, LogConfig, NodeConfig, ProxyConfig, SecretsConfig, StoreConfig,
+    TelemetryConfig, UsageConfig,
 };
 
 /// A message for each changed key that needs a restart.
@@ -34,6 +34,7 @@ pub(super) fn changed(old: &Config, new: &Config) -> Vec<String> {
         "admin" |c| &c.admin, AdminConfig:
             listen threads max_body_bytes max_connections max_connections_per_address create_workspaces default_plan base_path error_text
             cors_origins cors_credentials metrics_token_file; jwt introspection;;
+        "decide" |c| &c.decide, DecideConfig: listen;;
         "admin.jwt" |c| &c.admin.jwt, JwtConfig:
             keys = "hs256_secret_file or jwks_file or jwks_url" jwks_ca_file jwks_refresh jwks_retry jwks_max_stale algorithms issuer audience require roles default_role
             workspace_header_subjects leeway claims;;
@@ -59,6 +60,7 @@ pub(super) fn changed(old: &Config, new: &Config) -> Vec<String> {
     let Config {
         proxy: _,
         admin: _,
+        decide: _,
         acme: _,
         secrets: _,
         store: _,

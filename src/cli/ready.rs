@@ -13,7 +13,9 @@ pub(super) fn print(running: &Running, more: Map<String, Value>) -> Result<(), F
         let all: Vec<_> = running.proxy.iter().map(ToString::to_string).collect();
         line.insert("proxies".into(), json!(all));
     }
-    for (name, addresses) in [("proxy_tls", &running.proxy_tls), ("proxy_h2c", &running.proxy_h2c)] {
+    let others =
+        [("proxy_tls", &running.proxy_tls), ("proxy_h2c", &running.proxy_h2c), ("decide", &running.decide)];
+    for (name, addresses) in others {
         if let Some(address) = addresses.first() {
             line.insert(name.into(), json!(address.to_string()));
         }

@@ -42,6 +42,12 @@ pub(super) fn run(args: &RunArgs, environment: Environment<'_>) -> Result<(), Fa
             "no routes are configured: every request gets 404; add [[upstreams]] and [[routes]] to the config file"
         );
     }
+    for address in config.decide.listen.iter().filter(|address| !address.ip().is_loopback()) {
+        tracing::warn!(
+            %address,
+            "decide.listen is not a loopback address: whoever reaches it can spend the limits of every key, so let only your proxy reach it"
+        );
+    }
     let source = ConfigSource {
         path: args.config.path(environment)?,
         variables: environment.variables.to_vec(),
@@ -62,7 +68,7 @@ pub(super) fn run(args: &RunArgs, environment: Environment<'_>) -> Result<(), Fa
         }
         Err(error) => return Err(Failure::failed(error)),
     };
-    tracing::info!(proxy = list(&running.proxy), proxy_tls = list(&running.proxy_tls), proxy_h2c = list(&running.proxy_h2c), admin = %running.admin, keys = running.keyring.len(), "serving");
+    tracing::info!(proxy = list(&running.proxy), proxy_tls = list(&running.proxy_tls), proxy_h2c = list(&running.proxy_h2c), decide = list(&running.decide), admin = %running.admin, keys = running.keyring.len(), "serving");
     if args.ready_json {
         ready::print(&running, Map::new())?;
     }

@@ -4,9 +4,9 @@ use super::acme::AcmeConfig;
 use super::introspection::IntrospectionConfig;
 use super::telemetry::TelemetryConfig;
 use super::types::{
-    AdminConfig, ClaimNames, ClientCertificates, Config, CountersConfig, CountersLocation, EndUsersConfig,
-    HeaderFamily, JwtAlgorithm, JwtConfig, JwtKeys, KeyringConfig, LogConfig, LogFormat, LogLevel,
-    NodeConfig, PlanConfig, ProxyConfig, SecretsConfig, StoreConfig, StoreLocation, UsageConfig,
+    AdminConfig, ClaimNames, ClientCertificates, Config, CountersConfig, CountersLocation, DecideConfig,
+    EndUsersConfig, HeaderFamily, JwtAlgorithm, JwtConfig, JwtKeys, KeyringConfig, LogConfig, LogFormat,
+    LogLevel, NodeConfig, PlanConfig, ProxyConfig, SecretsConfig, StoreConfig, StoreLocation, UsageConfig,
 };
 use crate::model::calendar::Calendar;
 use crate::model::fault::{ErrorForm, ErrorText};
@@ -23,6 +23,7 @@ impl Default for Config {
             proxy: ProxyConfig::default(),
             acme: AcmeConfig::default(),
             admin: AdminConfig::default(),
+            decide: DecideConfig::default(),
             secrets: SecretsConfig::default(),
             store: StoreConfig::default(),
             counters: CountersConfig::default(),

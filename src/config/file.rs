@@ -17,8 +17,9 @@ use super::texts::{
     StoreUrl, header, is_name,
 };
 use super::types::{
-    AdminConfig, ClaimNames, Config, CountersConfig, EncodedSlash, EndUsersConfig, JwtAlgorithm, JwtConfig,
-    JwtKeys, KeyringConfig, LogConfig, PlanConfig, ProxyConfig, SecretsConfig, StoreConfig, UsageConfig,
+    AdminConfig, ClaimNames, Config, CountersConfig, DecideConfig, EncodedSlash, EndUsersConfig,
+    JwtAlgorithm, JwtConfig, JwtKeys, KeyringConfig, LogConfig, PlanConfig, ProxyConfig, SecretsConfig,
+    StoreConfig, UsageConfig,
 };
 use super::upstream::{UpstreamFile, span_ms, upstream};
 use crate::model::calendar::{self, Calendar, MONTH_DAY_MAX};
@@ -102,6 +103,7 @@ pub(super) struct RouteFile {
 pub(super) fn read(root: &mut Section<'_, '_>) -> ConfigFile {
     let proxy = root.table("proxy", proxy);
     let (admin, jwt_keys) = root.table("admin", admin);
+    let decide = root.table("decide", decide);
     let acme = root.table("acme", acme);
     let secrets = root.table("secrets", secrets);
     let store = root.table("store", store);
@@ -118,6 +120,7 @@ pub(super) fn read(root: &mut Section<'_, '_>) -> ConfigFile {
             proxy,
             acme,
             admin,
+            decide,
             secrets,
             store,
             counters,
@@ -233,6 +236,10 @@ fn admin(s: &mut Section<'_, '_>) -> (AdminConfig, JwtKeyFiles) {
         introspection,
     };
     (admin, jwt_keys)
+}
+
+fn decide(s: &mut Section<'_, '_>) -> DecideConfig {
+    DecideConfig { listen: s.list("listen", &LISTEN, 0..=16, Vec::new()) }
 }
 
 fn jwt(s: &mut Section<'_, '_>) -> (JwtConfig, JwtKeyFiles) {

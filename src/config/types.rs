@@ -34,6 +34,8 @@ pub struct Config {
     pub acme: AcmeConfig,
     /// The listener of the admin API.
     pub admin: AdminConfig,
+    /// The listener for proxies that ask for decisions.
+    pub decide: DecideConfig,
     /// The form and hashing of secrets.
     pub secrets: SecretsConfig,
     /// The store for keys and usage.
@@ -145,6 +147,13 @@ pub struct ProxyConfig {
     pub drain_timeout: Duration,
     /// Longest time until a new binary serves.
     pub upgrade_timeout: Duration,
+}
+
+/// `[decide]`
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DecideConfig {
+    /// Where proxies ask for decisions; empty: nowhere. Port 0 picks a free one.
+    pub listen: Vec<SocketAddr>,
 }
 
 /// `[admin]`

@@ -14,8 +14,8 @@ use super::reader::{ConfigReader, quoted};
 use super::telemetry;
 use super::texts::is_name;
 use super::types::{
-    AdminConfig, ClaimNames, ClientCertificates, Config, CountersConfig, CountersLocation, JwtAlgorithm,
-    JwtConfig, JwtKeys, PlanConfig, ProxyConfig, RouteConfig,
+    ClaimNames, ClientCertificates, Config, CountersConfig, CountersLocation, JwtAlgorithm, JwtConfig,
+    JwtKeys, PlanConfig, ProxyConfig, RouteConfig,
 };
 use super::upstream::{self, UpstreamConfig, UpstreamFile};
 use crate::model::id::PlanId;
@@ -36,11 +36,12 @@ const JOURNAL_SEGMENTS_MAX: u64 = 10_000;
 /// The configuration from `file` on the machine `host_name`. Use it only if there were no mistakes.
 pub(super) fn validate(file: ConfigFile, host_name: &str, reading: &mut ConfigReader<'_>) -> Config {
     let mut config = file.sections;
-    listeners_differ(&config.proxy, &config.admin, reading);
+    listeners_differ(&config, reading);
     headers_differ(&config.proxy, reading);
     config.admin.jwt = jwt(config.admin.jwt, file.jwt_keys, reading);
     introspection::check(&config.admin.introspection, reading);
     listeners_go_together(&config.proxy, &config.acme, reading);
+    somebody_listens(&config, reading);
     acme::check(&config.acme, &config.proxy, reading);
     pepper_is_not_the_token_secret(&config, reading);
     intervals_and_sizes(&config, reading);
@@ -58,12 +59,14 @@ pub(super) fn validate(file: ConfigFile, host_name: &str, reading: &mut ConfigRe
     config
 }
 
-fn listeners_differ(proxy: &ProxyConfig, admin: &AdminConfig, reading: &mut ConfigReader<'_>) {
+fn listeners_differ(config: &Config, reading: &mut ConfigReader<'_>) {
+    let Config { proxy, admin, decide, .. } = config;
     let mut seen: Vec<(String, SocketAddr)> = Vec::new();
     let lists = [
         ("proxy.listen", &proxy.listen),
         ("proxy.listen_tls", &proxy.listen_tls),
         ("proxy.listen_h2c", &proxy.listen_h2c),
+        ("decide.listen", &decide.listen),
     ];
     let proxies = lists.into_iter().flat_map(|(list, addresses)| {
         addresses.iter().enumerate().map(move |(n, address)| (format!("{list}[{n}]"), *address))
@@ -203,11 +206,15 @@ fn listeners_go_together(proxy: &ProxyConfig, acme: &AcmeConfig, reading: &mut C
             reading.complain_of_conflict(&[what, needed], format!("needs {needed}"));
         }
     }
-    if proxy.listen.is_empty() && proxy.listen_tls.is_empty() && proxy.listen_h2c.is_empty() {
-        let lists = ["proxy.listen", "proxy.listen_tls", "proxy.listen_h2c"];
+}
+
+fn somebody_listens(config: &Config, reading: &mut ConfigReader<'_>) {
+    let Config { proxy, decide, .. } = config;
+    let all = [&proxy.listen, &proxy.listen_tls, &proxy.listen_h2c, &decide.listen];
+    if all.into_iter().all(Vec::is_empty) {
         reading.complain_of_conflict(
-            &lists,
-            "must not be empty unless proxy.listen_tls or proxy.listen_h2c has an address",
+            &["proxy.listen", "proxy.listen_tls", "proxy.listen_h2c", "decide.listen"],
+            "must not be empty unless proxy.listen_tls, proxy.listen_h2c or decide.listen has an address",
         );
     }
 }

@@ -25,6 +25,8 @@ words!(
         Aborted = "aborted",
         /// The gateway was stopped while it was in flight.
         Interrupted = "interrupted",
+        /// It was admitted for a proxy or an application that asked, and not forwarded: what became of it is unknown.
+        Decided = "decided",
     }
 );
 

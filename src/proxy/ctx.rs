@@ -92,6 +92,8 @@ pub struct Ctx {
     pub is_answered_by_grpc: bool,
     /// Whether it is a load balancer's health check, which is neither counted nor logged.
     pub is_health_check: bool,
+    /// Whether it is decided for somebody else, who forwards it.
+    pub is_decision: bool,
     /// Its trace spans, if it is traced.
     pub recording: Option<Recording>,
     _in_flight: InFlightGauge,
@@ -148,6 +150,7 @@ impl Ctx {
             fault: None,
             is_answered_by_grpc: false,
             is_health_check: false,
+            is_decision: false,
             recording: None,
             _in_flight: InFlightGauge(in_flight),
         }

@@ -59,7 +59,7 @@ const MISTAKES: &[(&str, &str)] = &[
     ),
     (
         "proxy.listen = []",
-        "1:16 proxy.listen: must not be empty unless proxy.listen_tls or proxy.listen_h2c has an address",
+        "1:16 proxy.listen: must not be empty unless proxy.listen_tls, proxy.listen_h2c or decide.listen has an address",
     ),
     ("proxy.redirect_to_https = true", "1:27 proxy.redirect_to_https: needs proxy.listen_tls"),
     (

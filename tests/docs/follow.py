@@ -43,6 +43,7 @@ PAGES = {
     "docs/how-to/upgrade.md": ["tutorial"],
     "docs/how-to/tls.md": ["tutorial"],
     "docs/how-to/load-balancers.md": ["tutorial"],
+    "docs/how-to/existing-proxy.md": ["tutorial"],
     "docs/how-to/several-nodes.md": ["postgres", "redis"],
 }
 BLOCK = re.compile(r"^(?P<note><!-- not followed: [^\n]* -->\n)?```(?P<kind>sh|text|json)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -92,7 +93,7 @@ class Page:
     def placed(self, text):
         """The text with the addresses and names of this run."""
         text = re.sub(r"\b127\.0\.0\.1:(\d{4,5})\b", lambda found: f"127.0.0.1:{self.port(found.group(1))}", text)
-        text = re.sub(r"(\bport[ =])(\d{4,5})\b", lambda found: f"{found.group(1)}{self.port(found.group(2))}", text)
+        text = re.sub(r"(\bport(?:_value:)?[ =])(\d{4,5})\b", lambda found: f"{found.group(1)}{self.port(found.group(2))}", text)
         for there, here in self.places.items():
             text = text.replace(there, here)
         return text
@@ -125,7 +126,7 @@ class Page:
             self.gateway = int((self.folder / ".gateway").read_text())
             eventually(f"{self.name}: the gateway is ready", lambda: self.is_ready(self.port("8081")))
         elif re.search(r" &(?: +#.*)?$", block, re.MULTILINE):
-            for port in re.findall(r"(?:127\.0\.0\.1:|port[ =])(\d{4,5})", text):
+            for port in re.findall(r"(?:127\.0\.0\.1:|port(?:_value:)?[ =])(\d{4,5})", text):
                 eventually(f"{self.name}: port {port} accepts", lambda port=port: accepts(int(port)))
         return said
 

@@ -20,6 +20,7 @@ mod clients;
 mod closing;
 mod coded;
 mod credentials;
+mod decide;
 mod end_users;
 mod error_forms;
 mod frames;

@@ -18,6 +18,7 @@ pub(in crate::app) enum ListenerKind {
     Tls,
     H2c,
     Admin,
+    Decide,
 }
 
 /// The listening sockets of this process.
@@ -43,6 +44,7 @@ impl ListenerKind {
             Self::Tls => "tls",
             Self::H2c => "h2c",
             Self::Admin => "admin",
+            Self::Decide => "decide",
         }
     }
 
@@ -51,6 +53,7 @@ impl ListenerKind {
         match self {
             Self::Http1 | Self::Tls | Self::H2c => "proxy",
             Self::Admin => "admin",
+            Self::Decide => "decide",
         }
     }
 }

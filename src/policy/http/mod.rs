@@ -7,6 +7,7 @@ pub mod cors;
 pub mod field_lines;
 pub mod fields;
 pub mod head;
+pub mod original;
 pub mod path;
 pub mod source;
 pub mod trace;

@@ -67,11 +67,29 @@ impl TrustedProxies {
         peer: IpAddr,
         forwarded_for: impl DoubleEndedIterator<Item = &'v [u8]> + Clone,
     ) -> Found {
+        self.find(peer, self.contains(peer), forwarded_for)
+    }
+
+    /// The same for a listener whose callers are proxies, wherever they are.
+    pub fn client_of_proxy<'v>(
+        &self,
+        peer: IpAddr,
+        forwarded_for: impl DoubleEndedIterator<Item = &'v [u8]> + Clone,
+    ) -> Found {
+        self.find(peer, true, forwarded_for)
+    }
+
+    fn find<'v>(
+        &self,
+        peer: IpAddr,
+        trusts_peer: bool,
+        forwarded_for: impl DoubleEndedIterator<Item = &'v [u8]> + Clone,
+    ) -> Found {
         let entries = forwarded_for.clone().flat_map(|value| value.split(|b| *b == b',')).count();
         let mut client = Found { address: peer, place: None, entries };
         let hops = forwarded_for.rev().flat_map(|value| value.rsplit(|b| *b == b','));
         for (behind, hop) in hops.take(HOPS_MAX).enumerate() {
-            if !self.contains(client.address) {
+            if !(self.contains(client.address) || (behind == 0 && trusts_peer)) {
                 break;
             }
             let Some(address) = address_of(hop.trim_ascii()) else { break };
@@ -196,6 +214,20 @@ mod tests {
         }
         let nobody = TrustedProxies::default().client(ip("10.0.0.1"), [b"1.1.1.1".as_slice()].into_iter());
         assert_eq!(nobody, Found { address: ip("10.0.0.1"), place: None, entries: 1 });
+    }
+
+    #[test]
+    fn a_caller_that_is_a_proxy_is_trusted_and_no_other() {
+        let trusted = TrustedProxies::new(&["10.0.0.0/8".parse().expect("a network")]);
+        for (values, client) in [
+            (&["9.9.9.9, 1.1.1.1"][..], "1.1.1.1"),
+            (&["9.9.9.9, 1.1.1.1, 10.2.2.2"], "1.1.1.1"),
+            (&["unknown"], "127.0.0.1"),
+            (&[], "127.0.0.1"),
+        ] {
+            let found = trusted.client_of_proxy(ip("127.0.0.1"), values.iter().map(|v| v.as_bytes()));
+            assert_eq!(found.address, ip(client), "{values:?}");
+        }
     }
 
     #[test]

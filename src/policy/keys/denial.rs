@@ -9,6 +9,7 @@ use crate::model::key::{Measure, Owner, Per};
 use crate::model::scope::Scopes;
 use crate::policy::http::coding::CODINGS;
 use crate::policy::http::head::BadHead;
+use crate::policy::http::original::BadOriginal;
 use crate::policy::http::path::{BadPath, shown};
 use http::HeaderName;
 use serde::Serialize;
@@ -113,6 +114,8 @@ pub enum BadRequest {
     EndUserQuery,
     /// The body names no end user where one is expected, or is not a JSON object.
     EndUserBody,
+    /// The call of a proxy that asks for a decision does not state the request.
+    Original(BadOriginal),
 }
 
 // === impl Denial ===
@@ -234,6 +237,9 @@ impl Denial {
                 "headers": headers.iter().map(HeaderName::as_str).collect::<Vec<_>>(),
                 "setting": "secret_from",
             }),
+            Self::BadRequest(BadRequest::Original(bad)) => {
+                json!({ "reason": "original_request", "field": bad.field() })
+            }
             Self::BadRequest(what) => json!({ "reason": what.reason() }),
             Self::MethodNotAllowed(allowed) => json!({ "allow": allowed }),
             Self::Scope(lacking) => {
@@ -418,6 +424,7 @@ impl BadRequest {
             Self::EndUserHeader => "end_user_header",
             Self::EndUserQuery => "end_user_query",
             Self::EndUserBody => "end_user_body",
+            Self::Original(_) => "original_request",
         }
     }
 
@@ -440,6 +447,7 @@ impl BadRequest {
                 Some(byte) => format!("请求路径有歧义或包含不允许的字符：{}", shown(byte)).into(),
                 None => "请求路径有歧义或包含不允许的字符".into(),
             },
+            (Self::Original(bad), Lang::En) => bad.to_string().into(),
             (other, lang) => other.standard(lang).into(),
         }
     }
@@ -483,6 +491,10 @@ impl BadRequest {
             (Self::EndUserBody, Lang::Zh) => {
                 "请求体必须为 JSON 对象，其终端用户字段为 1 到 255 个字符的文本且只出现一次"
             }
+            (Self::Original(_), Lang::En) => {
+                "The proxy in front does not state the request that it asks about"
+            }
+            (Self::Original(_), Lang::Zh) => "前置代理未说明所要判定的请求",
         }
     }
 }

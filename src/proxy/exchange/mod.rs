@@ -8,6 +8,7 @@
 
 mod attempt;
 mod body;
+mod decide;
 mod heads;
 mod pipe;
 mod refuse;
@@ -17,6 +18,7 @@ pub(super) use heads::spell;
 
 use self::attempt::{Attempt, Broken, Part};
 use self::body::RequestBody;
+use self::decide::Call;
 use self::heads::ParsedHead;
 use self::pipe::{Pipe, WireFraming};
 use self::tunnel::{Passing, Tunnel};
@@ -78,6 +80,8 @@ pub(super) struct Server<'x> {
     pub(super) connector: &'x TransportConnector,
     /// Becomes true when the gateway stops.
     pub(super) stop: &'x watch::Receiver<bool>,
+    /// Whether requests are decided for a proxy in front, and not forwarded.
+    pub(super) decides: bool,
 }
 
 /// A request being served.
@@ -94,6 +98,8 @@ struct Exchange<'x> {
     written: Option<u16>,
     /// Body bytes of the response sent to the client.
     sent: u64,
+    /// The call of the proxy that asks about the request; none: it is forwarded.
+    asked: Option<Call>,
 }
 
 /// The decision about a request.
@@ -118,6 +124,9 @@ pub(super) async fn serve(
 ) -> Exchanged {
     let mut ctx = Box::new(server.proxy.ctx());
     ctx.connection = Some(Arc::clone(connection));
+    if server.decides {
+        return decide::serve(server, client, connection, &request, is_last, &mut ctx).await;
+    }
     let exchanged = serve_with(server, client, connection, &request, is_last, &mut ctx).await;
     exchanged.unwrap_or(Exchanged::Pingora(ctx, request))
 }
@@ -138,8 +147,9 @@ async fn serve_with(
     connection.set_in_exchange(true);
     server.proxy.begin(&message, ctx);
     let may_stay = !is_last && heads::stays_open(&message);
+    let (written, sent, asked) = (None, 0, None);
     let mut exchange =
-        Exchange { server, client, connection, message, ctx, body, may_stay, written: None, sent: 0 };
+        Exchange { server, client, connection, message, ctx, body, may_stay, written, sent, asked };
     let exchanged = match exchange.decide().await {
         Decision::Answer(reply) => exchange.answer(&reply).await,
         Decision::Refuse(denied) => exchange.refuse(&denied).await,
@@ -158,7 +168,12 @@ async fn serve_with(
 impl Exchange<'_> {
     async fn decide(&mut self) -> Decision {
         let proxy = Arc::clone(self.server.proxy);
-        let decided = match proxy.decide_early(&self.message, self.ctx) {
+        let early = if self.asked.is_some() {
+            proxy.decide_preflight(&self.message, self.ctx)
+        } else {
+            proxy.decide_early(&self.message, self.ctx)
+        };
+        let decided = match early {
             EarlyDecision::Answer(reply) => return Decision::Answer(reply),
             EarlyDecision::Decided(decided) => decided,
             EarlyDecision::No => match proxy.permit(&self.message, self.ctx) {
@@ -184,8 +199,12 @@ impl Exchange<'_> {
         }
     }
 
-    /// Whether the exchange can forward this request: its backend speaks HTTP/1.1, or the request asks for a tunnel.
+    /// Whether the exchange can serve this request to the end: it is not forwarded, its backend speaks HTTP/1.1, or it asks
+    /// for a tunnel.
     fn is_ours(&self) -> bool {
+        if self.asked.is_some() {
+            return true;
+        }
         let protocol = upstream_of(self.ctx).map(|upstream| &upstream.settings.protocol);
         protocol.is_some_and(|p| !p.may_be_http2() || (p.may_tunnel() && is_asked_for(&self.message)))
     }

@@ -33,8 +33,11 @@ impl Exchange<'_> {
         proxy.on_refused(&self.message, self.ctx, denied);
         let at = proxy.clock.now().wall;
         let (left, limits) = (denied.left.as_ref(), &proxy.limits);
-        match reply::answer(&self.message, self.ctx, limits, &denied.denial, left, at) {
-            Ok(answer) => self.answer(&answer).await,
+        match reply::answer(&self.answered_message(), self.ctx, limits, &denied.denial, left, at) {
+            Ok(mut answer) => {
+                self.complete_refusal(&mut answer);
+                self.answer(&answer).await
+            }
             Err(_) => self.abandon(None),
         }
     }
@@ -98,7 +101,7 @@ impl Exchange<'_> {
     }
 
     /// Ends the request without a (complete) response.
-    fn abandon(&mut self, error: Option<ForwardError>) -> Exchanged {
+    pub(super) fn abandon(&mut self, error: Option<ForwardError>) -> Exchanged {
         self.end(error);
         Exchanged::Gone
     }

@@ -37,6 +37,17 @@ const X_KEYGATE_RESOURCE_ID: HeaderName = HeaderName::from_static("x-keygate-res
 const X_KEYGATE_END_USER_ID: HeaderName = HeaderName::from_static("x-keygate-end-user-id");
 const X_KEYGATE_END_USER_OTHER_ID: HeaderName = HeaderName::from_static("x-keygate-end-user-other-id");
 const X_KEYGATE_KEY_CREATED_BY: HeaderName = HeaderName::from_static("x-keygate-key-created-by");
+/// Everything that [`identify`] may set.
+static IDENTITY: [HeaderName; 8] = [
+    X_KEYGATE_KEY_ID,
+    X_KEYGATE_WORKSPACE_ID,
+    X_KEYGATE_KEY_TYPE,
+    X_KEYGATE_SCOPES,
+    X_KEYGATE_RESOURCE_ID,
+    X_KEYGATE_END_USER_ID,
+    X_KEYGATE_END_USER_OTHER_ID,
+    X_KEYGATE_KEY_CREATED_BY,
+];
 pub(in crate::proxy) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 pub(in crate::proxy) const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
@@ -234,6 +245,23 @@ fn identify(
         fields.insert(X_KEYGATE_END_USER_OTHER_ID, values.text(&escaped(name)).take()?);
     }
     Ok(())
+}
+
+/// Tells who sent a request, for somebody else who forwards it. What is not known is told as empty, so that whoever copies all
+/// fields overwrites what a client claims to be.
+pub(in crate::proxy) fn tell_identity(
+    fields: &mut impl EditFields,
+    admission: Option<&Admission>,
+    route: &Route,
+) -> pingora::Result<()> {
+    let metadata = &route.forward.metadata;
+    for name in IDENTITY.iter().chain(metadata.iter().map(|(_, name)| name)) {
+        fields.insert(name.clone(), HeaderValue::from_static(""));
+    }
+    let Some(admission) = admission else { return Ok(()) };
+    let mut values = ValueBuffer::new(ADDED_BYTES);
+    identify(fields, admission, &mut values)?;
+    tell_metadata(fields, admission, metadata, &mut values)
 }
 
 /// Sets the credential for the backend. What a client sent in the fields of credentials is removed, whichever it gets.

@@ -21,14 +21,8 @@ impl Proxy {
         message: &RequestMessage<'_>,
         ctx: &mut Ctx,
     ) -> Option<Result<Reply, Denial>> {
-        if let Some(health) = self.health.as_ref().filter(|health| *health.path == *message.path) {
-            if matches!(*message.method, Method::GET | Method::HEAD) {
-                ctx.is_health_check = true;
-                let is_ready = (health.is_ready)();
-                let status = if is_ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-                return Some(Ok(empty(status, ctx)));
-            }
-            return Some(Err(Denial::MethodNotAllowed("GET, HEAD".into())));
+        if let Some(answer) = self.answer_health_check(message, ctx) {
+            return Some(answer);
         }
         if ctx.connection.as_ref().is_some_and(|connection| connection.is_for_health_checks()) {
             return Some(Err(Denial::BadRequest(BadRequest::ProxyHeader)));
@@ -37,6 +31,22 @@ impl Proxy {
             return None;
         }
         Some(redirect(message, ctx).ok_or(Denial::Plain(Fault::BadRequest)))
+    }
+
+    /// The response to a load balancer's health check; none: it is none.
+    pub(in crate::proxy) fn answer_health_check(
+        &self,
+        message: &RequestMessage<'_>,
+        ctx: &mut Ctx,
+    ) -> Option<Result<Reply, Denial>> {
+        let health = self.health.as_ref().filter(|health| *health.path == *message.path)?;
+        if !matches!(*message.method, Method::GET | Method::HEAD) {
+            return Some(Err(Denial::MethodNotAllowed("GET, HEAD".into())));
+        }
+        ctx.is_health_check = true;
+        let is_ready = (health.is_ready)();
+        let status = if is_ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+        Some(Ok(empty(status, ctx)))
     }
 }
 
@@ -50,7 +60,7 @@ fn redirect(message: &RequestMessage<'_>, ctx: &Ctx) -> Option<Reply> {
     Some(reply)
 }
 
-fn empty(status: StatusCode, ctx: &Ctx) -> Reply {
+pub(in crate::proxy) fn empty(status: StatusCode, ctx: &Ctx) -> Reply {
     let mut fields = HeaderMap::with_capacity(4);
     fields.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
     fields.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));

@@ -42,6 +42,7 @@ pub(in crate::proxy) fn outcome_of(ctx: &Ctx, error: Option<ForwardError>, writt
         (None, _) if ctx.attempts.is_tunnel() => Outcome::Served,
         (None, Some(error)) if error.is_client() || written.is_none() => Outcome::Aborted,
         (None, Some(_)) => Outcome::UpstreamFailed,
+        (None, None) if ctx.is_decision => Outcome::Decided,
         (None, None) => Outcome::Served,
     }
 }

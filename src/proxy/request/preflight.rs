@@ -69,6 +69,15 @@ impl Proxy {
             Some(Ok(reply)) => return EarlyDecision::Answer(reply),
             Some(Err(denial)) => return EarlyDecision::Decided(Err(Denied::early(denial, None))),
         }
+        self.decide_preflight(message, ctx)
+    }
+
+    /// Whether a request is a preflight, and how it is handled.
+    pub(in crate::proxy) fn decide_preflight(
+        &self,
+        message: &RequestMessage<'_>,
+        ctx: &mut Ctx,
+    ) -> EarlyDecision {
         if *message.method != Method::OPTIONS {
             return EarlyDecision::No;
         }

@@ -56,7 +56,12 @@ pub(in crate::proxy) async fn serve(
         served += 1;
         connection.enter(Stage::Request);
         let is_last = served >= acceptor.limits.requests;
-        let gateway = Server { proxy: &acceptor.proxy, connector: &acceptor.connector, stop: &acceptor.stop };
+        let gateway = Server {
+            proxy: &acceptor.proxy,
+            connector: &acceptor.connector,
+            stop: &acceptor.stop,
+            decides: acceptor.decides(),
+        };
         let exchanged = exchange::serve(gateway, &mut client_stream, connection, request, is_last).await;
         let (known, request) = match exchanged {
             Exchanged::Next => continue,

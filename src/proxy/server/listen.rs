@@ -65,6 +65,8 @@ pub enum ListenerProtocol {
     Http2,
     /// TLS, with the protocol negotiated inside it.
     Tls(Arc<TlsContext>),
+    /// HTTP/1.1 from proxies that ask for decisions.
+    Decide,
 }
 
 /// Whose connection it is, by the PROXY protocol.
@@ -164,8 +166,8 @@ impl Acceptor {
             return;
         }
         let secure = matches!(self.protocol, ListenerProtocol::Tls(_));
-        let registered = match self.connections.register(peer, secure, self.proxy.trusted.contains(peer.ip()))
-        {
+        let is_proxy = self.decides() || self.proxy.trusted.contains(peer.ip());
+        let registered = match self.connections.register(peer, secure, is_proxy) {
             Ok(registered) => registered,
             Err(refused) => return self.refused(refused.as_str()),
         };
@@ -175,7 +177,7 @@ impl Acceptor {
 
     async fn serve(&self, mut stream: TcpStream, mut registered: ConnectionGuard) {
         let connection = Arc::clone(registered.connection());
-        if self.proxy_protocol && self.proxy.trusted.contains(connection.peer.ip()) {
+        if self.proxy_protocol && !self.decides() && self.proxy.trusted.contains(connection.peer.ip()) {
             let told = tokio::select! {
                 biased;
                 () = connection.closed() => return,
@@ -196,7 +198,9 @@ impl Acceptor {
             }
         }
         let socket = match &self.protocol {
-            ListenerProtocol::Http1 | ListenerProtocol::Http2 => Socket::Plain(stream),
+            ListenerProtocol::Http1 | ListenerProtocol::Http2 | ListenerProtocol::Decide => {
+                Socket::Plain(stream)
+            }
             ListenerProtocol::Tls(context) => {
                 let agreed = tokio::select! {
                     biased;
@@ -233,6 +237,11 @@ impl Acceptor {
             }
         }
         Ok(read_proxy_header(stream).await?.map_or(ProxySource::Unknown, ProxySource::Client))
+    }
+
+    /// Whether its callers are proxies that ask for decisions.
+    pub(in crate::proxy) const fn decides(&self) -> bool {
+        matches!(self.protocol, ListenerProtocol::Decide)
     }
 
     /// Time since `begun`.

@@ -111,7 +111,8 @@ impl UsageSums {
     pub fn add(&mut self, record: &UsageRecord) {
         let denied = record.outcome == Outcome::Denied;
         let failed = record.status_code >= 500 || record.outcome == Outcome::UpstreamFailed;
-        let is_response = !denied && record.outcome != Outcome::Interrupted;
+        let is_response =
+            !matches!(record.outcome, Outcome::Denied | Outcome::Interrupted | Outcome::Decided);
         self.merge(&Self {
             requests: 1,
             denied: denied.into(),
