@@ -39,6 +39,9 @@ dpkg-deb --info ./*.deb >"$stage/info"
 dpkg -x ./*.deb "$stage/deb"
 for file in usr/bin/keygate etc/keygate/keygate.toml usr/lib/systemd/system/keygate.service; do [ -f "$stage/deb/$file" ]; done
 grep -q '^ExecStart=/usr/bin/keygate run$' "$stage/deb/usr/lib/systemd/system/keygate.service"
+if "$stage/deb/usr/bin/keygate" --version >/dev/null 2>&1; then
+    for file in man/man1/keygate.1.gz man/man1/keygate-keys-list.1.gz bash-completion/completions/keygate; do [ -s "$stage/deb/usr/share/$file" ]; done
+fi
 mkdir "$stage/state"
 config=$stage/deb/etc/keygate/keygate.toml
 (cd "$stage/state" && try deb "$stage/state" "$stage/deb/usr/bin/keygate")

@@ -48,6 +48,17 @@ sed 's#/usr/local/bin/keygate#/usr/bin/keygate#' conf/systemd/keygate.service >"
 install -D -m 0644 -t "$deb/usr/share/doc/keygate/examples" conf/keygate.toml conf/production.toml conf/systemd/*.conf
 install -m 0644 README.md CHANGELOG.md "$deb/usr/share/doc/keygate"
 install -m 0644 LICENSE "$deb/usr/share/doc/keygate/copyright"
+# The binary writes these itself; one for another machine cannot.
+if "$binary" --version >/dev/null 2>&1; then
+    (cd "$deb/usr/share" && mkdir -p man/man1 bash-completion/completions zsh/vendor-completions fish/vendor_completions.d)
+    "$binary" man "$deb/usr/share/man/man1"
+    gzip -n9 "$deb"/usr/share/man/man1/*.1
+    "$binary" completions bash >"$deb/usr/share/bash-completion/completions/keygate"
+    "$binary" completions zsh >"$deb/usr/share/zsh/vendor-completions/_keygate"
+    "$binary" completions fish >"$deb/usr/share/fish/vendor_completions.d/keygate.fish"
+else
+    echo "package.sh: $machine cannot run here: the package has no manual pages and no completions" >&2
+fi
 chmod -R u=rwX,go=rX "$deb"
 install -D -m 0755 -t "$deb/DEBIAN" packaging/deb/postinst packaging/deb/prerm
 echo /etc/keygate/keygate.toml >"$deb/DEBIAN/conffiles"

@@ -16,8 +16,9 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use std::fmt;
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
 
 const AGENT: &str = concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION"));
@@ -79,9 +80,21 @@ impl HttpClient {
         Ok(HttpConnection { send, host: self.host.clone() })
     }
 
+    /// Opens a connection to a server on this machine, at a Unix socket.
+    pub async fn connect_local(path: &Path) -> io::Result<HttpConnection> {
+        let stream = UnixStream::connect(path).await?;
+        Ok(HttpConnection { send: begin(stream).await?, host: HeaderValue::from_static("localhost") })
+    }
+
     /// Sends one request on a connection of its own, and reads an answer of up to `most` bytes.
     pub async fn call(&self, request: Request<Bytes>, most: usize) -> io::Result<Response<Bytes>> {
         self.connect().await?.send(request, most).await
+    }
+}
+
+impl fmt::Display for HttpClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.url.fmt(f)
     }
 }
 

@@ -9,7 +9,7 @@
 //! # Dependencies
 //!
 //! ```text
-//! main → cli → { app, admin, config, store, policy, model }
+//! main → cli → { app, admin, config, keyring, store, policy, model }
 //! app → { proxy, admin, usage, telemetry, acme, store, counter, keyring, enduser, gate, config, policy, model }
 //! proxy → { gate, usage, telemetry, counter, keyring, policy, model }
 //! admin → { keyring, store, policy, model }              gate → { counter, keyring, enduser, policy, model }

@@ -2,11 +2,12 @@
 
 use super::caller::{WorkspaceReader, WorkspaceWriter};
 use super::context::{Admin, AdminState};
+use super::cursor;
 use super::envelope::{ApiResponse, Detail, Envelope};
 use super::error::AdminError;
 use super::extract::{FromParams, Object, OptionalObject, PathSegment, Query, QueryParams};
 use super::input::{CreateKeyInput, STATISTICS, UpdateKeyInput, credential, read_grace_period};
-use super::page::{Listed, millis, page_request};
+use super::page::{millis, page_request};
 use super::propagation::{Spread, WaitParams, WaitQuery, spread};
 use super::schema::{CountWord, KeyCreate, KeyRegenerate, KeyTypeWord, KeyUpdate, OwnerWord, PerWord};
 use crate::clock::Timestamp;
@@ -15,7 +16,7 @@ use crate::model::grant::raised;
 use crate::model::id::{KeyId, WorkspaceId};
 use crate::model::key::{Ceiling, Ceilings, Key, KeyType, Plan};
 use crate::policy::keys::secret::{Pepper, Secret};
-use crate::store::{IssuedCredential, KeyFilter, KeyRecord, PageRequest};
+use crate::store::{IssuedCredential, KeyCursor, KeyFilter, KeyRecord, Page, PageRequest};
 use axum::extract::State;
 use ipnet::IpNet;
 use serde::Serialize;
@@ -41,12 +42,14 @@ pub(super) struct KeyParams {
     resource_id: Option<String>,
     /// Only keys whose name, description or hint contains this, ignoring case.
     search: Option<String>,
-    /// Number of the page, from 1.
+    /// Number of the page, from 1. Not together with `cursor`.
     #[param(minimum = 1, default = 1)]
     page: Option<u32>,
     /// Items on a page.
     #[param(minimum = 1, maximum = 100, default = 10)]
     pagesize: Option<u32>,
+    /// The `page.next_cursor` of the previous response.
+    cursor: Option<String>,
 }
 
 /// [`KeyParams`], parsed.
@@ -70,8 +73,16 @@ impl FromParams for KeyQuery {
             is_deleted,
             resource_id: params.text("resource_id"),
             search: params.text("search").filter(|text| !text.is_empty()),
+            after: params.read("cursor", |text| {
+                let place = cursor::decode(text).map(|(at, id)| KeyCursor { created_at: at, id: KeyId(id) });
+                place.ok_or_else(|| "must be the page.next_cursor of an answer".to_owned())
+            }),
         };
-        Self { filter, page: page_request(params) }
+        let page = page_request(params);
+        if filter.after.is_some() && page.page != 1 {
+            params.refuse("cursor", "cannot be given together with page");
+        }
+        Self { filter, page }
     }
 }
 
@@ -134,6 +145,27 @@ pub(super) struct ListedKey {
     /// Epoch milliseconds; only of deleted keys.
     #[serde(skip_serializing_if = "Option::is_none")]
     deleted_at: Option<i64>,
+}
+
+/// A part of the keys of a workspace, newest first.
+#[derive(Serialize, ToSchema)]
+pub(super) struct ListedKeys {
+    page: KeyPageView,
+    items: Vec<ListedKey>,
+}
+
+/// The position of this part.
+#[derive(Serialize, ToSchema)]
+pub(super) struct KeyPageView {
+    /// Number of the page; null with a cursor.
+    page: Option<u32>,
+    /// Items on a full page.
+    pagesize: u32,
+    /// Keys on all pages; null with a cursor.
+    total: Option<u64>,
+    hasnext: bool,
+    /// The `cursor` of the next part; null at the end.
+    next_cursor: Option<String>,
 }
 
 /// A further limit.
@@ -212,20 +244,21 @@ pub(super) async fn create_key(
 
 /// List keys
 ///
-/// Role `viewer`. Newest first; deleted keys are listed only with `is_deleted=true`.
+/// Role `viewer`. Newest first, by page or by cursor; only a cursor skips and repeats nothing while keys are created, and costs
+/// the same however many keys come before it. Deleted keys are listed only with `is_deleted=true`.
 #[utoipa::path(get, path = "/apikeys", tag = "API keys", params(KeyParams), responses(
-    (status = 200, description = "A page of keys", body = Envelope<Listed<ListedKey>>),
+    (status = 200, description = "A page of keys", body = Envelope<ListedKeys>),
     (status = "default", description = "Refused", body = Envelope<Detail>),
 ))]
 pub(super) async fn list_keys(
     State(admin): State<AdminState>,
     WorkspaceReader { workspace }: WorkspaceReader,
     Query(KeyQuery { filter, page }): Query<KeyQuery>,
-) -> Result<ApiResponse<Listed<ListedKey>>, AdminError> {
+) -> Result<ApiResponse<ListedKeys>, AdminError> {
     let at = admin.now();
     let keys = admin.ask(Fault::NotFound, admin.deps.store.keys(&workspace, &filter, page)).await?;
     admin.deps.metrics.store_rows_passed_over.inc_by(keys.passed_over);
-    Ok(ApiResponse::ok(Listed::new(page, keys, |key| ListedKey::new(key, at))))
+    Ok(ApiResponse::ok(ListedKeys::new(page, filter.after.is_some(), keys, at)))
 }
 
 /// Read a key
@@ -486,6 +519,28 @@ impl CeilingView {
     /// The view of a limit of a plan.
     pub(super) fn of_plan(ceiling: &Ceiling) -> Self {
         Self { of: Some(ceiling.of.as_str()), ..Self::new(ceiling) }
+    }
+}
+
+impl ListedKeys {
+    fn new(asked: PageRequest, has_cursor: bool, found: Page<KeyRecord>, at: Timestamp) -> Self {
+        let PageRequest { page, pagesize } = asked;
+        let read = (found.items.len() as u64).saturating_add(found.passed_over);
+        let hasnext = if has_cursor {
+            read == u64::from(pagesize)
+        } else {
+            asked.offset().saturating_add(u64::from(pagesize)) < found.total
+        };
+        let last = found.items.last().filter(|_| hasnext);
+        let next_cursor = last.map(|key| cursor::encode(key.created_at, key.key.id.0));
+        let page = KeyPageView {
+            page: (!has_cursor).then_some(page),
+            pagesize,
+            total: (!has_cursor).then_some(found.total),
+            hasnext: hasnext && (next_cursor.is_some() || !has_cursor),
+            next_cursor,
+        };
+        Self { page, items: found.items.into_iter().map(|key| ListedKey::new(key, at)).collect() }
     }
 }
 

@@ -1,20 +1,21 @@
 //! The usage records of a key, by page or by cursor.
 
-mod cursor;
 #[expect(unreachable_pub, reason = "the macro of words makes public what is used in here only")]
 mod stream;
 
 use super::caller::WorkspaceReader;
 use super::context::AdminState;
+use super::cursor;
 use super::envelope::{ApiResponse, Detail, Envelope};
 use super::error::AdminError;
 use super::extract::{FromParams, PathSegment, Query, QueryParams};
 use super::page::{PAGESIZE_DEFAULT, PAGESIZE_MAX, fractional_millis, in_order, millis};
 use crate::model::fault::Fault;
+use crate::model::id::RequestId;
 use crate::model::tokens::ReadingSource;
 use crate::model::usage::UsageRecord;
 use crate::policy::text::csv_cell::neutral;
-use crate::store::{LogFilter, LogPage, LogPageRequest, PageRequest};
+use crate::store::{LogCursor, LogFilter, LogPage, LogPageRequest, PageRequest};
 use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
 use serde::Serialize;
@@ -76,7 +77,8 @@ impl FromParams for LogQuery {
             params.refuse("format", "is a file of everything, which has no page and no pagesize");
         }
         let after = params.read("cursor", |text| {
-            cursor::decode(text).ok_or_else(|| "must be the page.next_cursor of an answer".into())
+            let place = cursor::decode(text).map(|(at, id)| LogCursor { at, id: RequestId(id) });
+            place.ok_or_else(|| "must be the page.next_cursor of an answer".to_owned())
         });
         if after.is_some() && number.is_some() {
             params.refuse("cursor", "cannot be given together with page");
@@ -214,7 +216,7 @@ impl LogsView {
             LogPageRequest::Number(number) => (Some(number.page), number.pagesize),
             LogPageRequest::After(_, pagesize) => (None, *pagesize),
         };
-        let next_cursor = next.map(cursor::encode);
+        let next_cursor = next.map(|place| cursor::encode(place.at, place.id.0));
         let total_is_estimate = total.is_some_and(|total| !total.is_exact);
         let total = total.map(|total| total.records);
         let page = LogPageView {

@@ -6,11 +6,11 @@ use super::upstreams::apply_credential;
 use super::watched::WatchedFiles;
 use super::{ADMIN_PATIENCE, CoreServices, Reloader, STORE_PATIENCE, StartError, series, usage};
 use crate::admin::{
-    AdminDeps, AdminServer, Backends, MetricsToken, Readiness, ReadinessCheck, ServerLimits, ServerState,
-    router,
+    AdminDeps, AdminServer, AdminSocketListener, Backends, MetricsToken, Readiness, ReadinessCheck,
+    ServerLimits, ServerState, router,
 };
 use crate::clock::Clock;
-use crate::config::{Config, EncodedSlash, HeaderFamily, RouteConfig};
+use crate::config::{AdminSocket, Config, EncodedSlash, HeaderFamily, RouteConfig};
 use crate::counter::Counters;
 use crate::enduser::{self, EndUserCache};
 use crate::gate::{Gate, Rehash, RehashJobs, RehashQueue};
@@ -367,6 +367,33 @@ pub(super) fn admin_server(
     };
     let (clock, metrics) = (Arc::clone(&core.clock), Arc::clone(&core.metrics));
     Ok(AdminServer { router: router(deps), limits: admin_limits(config), clock, metrics, state })
+}
+
+/// The Unix socket of the admin API. One that the config does not name is optional: a gateway must start in every folder.
+pub(super) fn admin_socket(
+    config: &Config,
+    takes_over: bool,
+    runtime: &Runtime,
+) -> Result<Option<AdminSocketListener>, StartError> {
+    let Some(path) = config.admin_socket() else { return Ok(None) };
+    let _within = runtime.enter();
+    match AdminSocketListener::open(&path, config.admin.socket_mode.bits(), takes_over) {
+        Ok(socket) => Ok(Some(socket)),
+        Err(error) if config.admin.socket == Some(AdminSocket::BesideStore) => {
+            tracing::warn!(path = %path.display(), %error, "cannot open the admin socket, commands need --admin");
+            Ok(None)
+        }
+        Err(error) => Err(StartError::AdminSocket { path, error }),
+    }
+}
+
+/// Lets clients find the socket. Its folder could be written to a moment ago.
+pub(super) fn published(socket: &AdminSocketListener) -> bool {
+    let done = socket.publish();
+    if let Err(error) = &done {
+        tracing::error!(%error, "cannot open the admin socket, commands need --admin");
+    }
+    done.is_ok()
 }
 
 /// What the admin API asks about upstreams.

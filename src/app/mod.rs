@@ -155,6 +155,14 @@ pub enum StartError {
         /// The error.
         error: std::io::Error,
     },
+    /// The Unix socket of the admin API cannot be opened.
+    #[error("admin.socket: {}: {error}", path.display())]
+    AdminSocket {
+        /// Its path.
+        path: PathBuf,
+        /// The error.
+        error: std::io::Error,
+    },
     /// The usage journal cannot be opened.
     #[error("usage.journal_dir: {0}")]
     Journal(#[from] OpenError),
@@ -331,6 +339,8 @@ pub fn start(
 
     let admin_runtime = components::runtime("keygate-admin", components::threads(config.admin.threads))?;
     let (listener, admin_address) = listen_admin(config, &upgrade_state, &admin_runtime, &admin_at)?;
+    let takes_over = around.predecessor.is_some();
+    let socket = components::admin_socket(config, takes_over, &admin_runtime)?;
     let identity = identity::start(config, &core, &files, io.handle())?;
     let reloading = (Arc::clone(&reloader), &*files);
     let counts = (&keyring, Arc::clone(&counters));
@@ -340,7 +350,8 @@ pub fn start(
     // No step from here on can fail.
     acme::start(config, &core, proxy_server.accept());
     io.spawn(Arc::clone(&reloader).follow_files());
-    let admin_served = admin_runtime.spawn(server.serve(listener));
+    let socket = socket.filter(components::published);
+    let admin_served = admin_runtime.spawn(server.serve(listener, socket));
     let upgrader =
         Arc::new(upgrader(config, (around.called, around.notify_socket), &core, &counters, &upgrade_state));
 

@@ -32,7 +32,7 @@ pub(super) fn changed(old: &Config, new: &Config) -> Vec<String> {
             max_requests_per_connection max_bytes_in_flight secret_headers end_user_header end_user_body_bytes
             trust_request_id rate_limit_headers health_path redirect_to_https errors drain_delay drain_idle drain_timeout upgrade_timeout;;
         "admin" |c| &c.admin, AdminConfig:
-            listen threads max_body_bytes max_connections max_connections_per_address create_workspaces default_plan base_path error_text
+            listen socket socket_mode threads max_body_bytes max_connections max_connections_per_address create_workspaces default_plan base_path error_text
             cors_origins cors_credentials metrics_token_file; jwt introspection;;
         "decide" |c| &c.decide, DecideConfig: listen;;
         "admin.jwt" |c| &c.admin.jwt, JwtConfig:
@@ -124,7 +124,7 @@ mod tests {
         "redis://x",
     ];
     /// Keys that need other values than those.
-    const MORE: [(&str, &str); 17] = [
+    const MORE: [(&str, &str); 19] = [
         ("acme.directory", "https://h/directory"),
         ("acme.contact", "a@b"),
         ("proxy.rate_limit_headers", "ratelimit"),
@@ -133,6 +133,8 @@ mod tests {
         ("admin.jwt.algorithms", "RS256,ES256"),
         ("telemetry.endpoint", "http://127.0.0.1:4318"),
         ("telemetry.attributes", "a=b"),
+        ("admin.socket", "s"),
+        ("admin.socket_mode", "0660"),
         ("admin.base_path", "/api"),
         ("admin.error_text", "message"),
         ("admin.cors_origins", "https://h"),

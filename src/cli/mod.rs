@@ -5,20 +5,26 @@
 
 mod archive;
 mod check;
+mod completions;
 mod demo;
 mod echo;
 mod endusers;
+mod gateway;
 mod health;
 mod keys;
 mod log;
+mod logs;
 mod migrate;
 mod openapi;
+mod output;
+mod plans;
 mod prices;
 mod ready;
 mod refused_rows;
 mod run;
 mod token;
 mod usage;
+mod workspaces;
 
 use crate::app::InlineSecrets;
 use crate::config::{Config, ConfigError};
@@ -53,18 +59,24 @@ pub enum Command {
     Migrate(migrate::MigrateArgs),
     /// Print a token for the admin API, signed with the config's HS256 secret
     Token(token::TokenArgs),
-    /// Create, list, disable, regenerate, delete, import and export keys while the gateway is not running
+    /// Manage keys
     Keys(keys::KeysArgs),
-    /// Import end users of another system while the gateway is not running
+    /// Manage plans
+    Plans(plans::PlansArgs),
+    /// Manage workspaces
+    Workspaces(workspaces::WorkspacesArgs),
+    /// Manage end users
     #[command(name = "endusers")]
     EndUsers(endusers::EndUsersArgs),
+    /// Show the requests of a key, and follow them
+    Logs(logs::LogsArgs),
     /// Write plans, workspaces, keys and end users to a file that `import` reads, to move to another store
     Export(archive::ArchiveExportArgs),
     /// Read plans, workspaces, keys and end users from a file that `export` wrote
     Import(archive::ArchiveImportArgs),
-    /// Write usage records to a file or read them from one, for archives or to move to another store
+    /// Show totals of usage; write usage records to a file or read them from one
     Usage(usage::UsageArgs),
-    /// Import prices of models from a table of LiteLLM or models.dev while the gateway is not running
+    /// Import prices of models from a table of LiteLLM or models.dev
     Prices(prices::PricesArgs),
     /// Print the OpenAPI document of the admin API
     Openapi,
@@ -72,6 +84,10 @@ pub enum Command {
     Health(health::HealthArgs),
     /// Run a backend that responds with the request, to try a gateway
     Echo(echo::EchoArgs),
+    /// Print a script that completes commands and arguments in a shell
+    Completions(completions::CompletionsArgs),
+    /// Write the manual pages of all commands to a folder
+    Man(completions::ManArgs),
 }
 
 /// The config file that is read if none is named.
@@ -129,6 +145,11 @@ pub fn run(cli: Cli, environment: Environment<'_>) -> Exit {
         Command::Migrate(args) => migrate::run(&args, environment),
         Command::Token(args) => token::run(&args, environment),
         Command::Keys(args) => keys::run(args, environment),
+        Command::Plans(args) => plans::run(args, environment),
+        Command::Workspaces(args) => workspaces::run(args, environment),
+        Command::Logs(args) => logs::run(&args, environment),
+        Command::Completions(args) => completions::completions(&args),
+        Command::Man(args) => completions::man(&args),
         Command::EndUsers(args) => endusers::run(args, environment),
         Command::Export(args) => archive::export(&args, environment),
         Command::Import(args) => archive::import(&args, environment),

@@ -1,12 +1,12 @@
 //! `keygate prices`: prices of models from a published table.
 
-use super::keys::KeyCommand;
-use super::{ConfigArgs, Environment, Failure, inline_secrets, load, log, say};
+use super::gateway::{self, ApiPath, GatewayArgs};
+use super::{Environment, Failure, say};
 use crate::fileio;
 use crate::policy::prices::import::{ImportedPrices, read};
 use crate::policy::prices::json::to_json;
-use crate::store::Actor;
 use clap::{Args, Subcommand};
+use http::Method;
 use serde_json::{Value, json};
 use std::path::PathBuf;
 
@@ -17,7 +17,7 @@ const MISTAKES_SHOWN: usize = 100;
 #[derive(Debug, Args)]
 pub struct PricesArgs {
     #[command(flatten)]
-    config: ConfigArgs,
+    gateway: GatewayArgs,
     #[command(subcommand)]
     command: PricesCommand,
 }
@@ -44,17 +44,15 @@ struct PricesImportArgs {
 
 pub(super) fn run(args: PricesArgs, environment: Environment<'_>) -> Result<(), Failure> {
     let PricesCommand::Import(import) = args.command;
-    let config = load(&args.config, environment)?;
-    log::init(&config.log);
     let ImportedPrices { prices, left_out } = table(&import)?;
     let count = prices.len();
+    let body = json!({ "prices": to_json(&prices) });
     if import.print {
-        say(format_args!("{}", json!({ "prices": to_json(&prices) })))?;
+        say(format_args!("{body}"))?;
     } else {
-        let command = KeyCommand::open(config, inline_secrets(environment).peppers)?;
-        let stored = command.wait(command.store.put_price_list(prices, &Actor::cli(), command.now));
-        command.runtime.block_on(command.store.close());
-        stored?;
+        gateway::with(&args.gateway, environment, |gateway, _| {
+            gateway.call(&Method::PUT, &ApiPath::of(&["prices"]), Some(&body))
+        })?;
     }
     let done = if import.print { "printed" } else { "imported" };
     eprintln!("{done} {count} prices; left out, as they have no price of tokens: {left_out}");

@@ -4,9 +4,10 @@ use super::acme::AcmeConfig;
 use super::introspection::IntrospectionConfig;
 use super::telemetry::TelemetryConfig;
 use super::types::{
-    AdminConfig, ClaimNames, ClientCertificates, Config, CountersConfig, CountersLocation, DecideConfig,
-    EndUsersConfig, HeaderFamily, JwtAlgorithm, JwtConfig, JwtKeys, KeyringConfig, LogConfig, LogFormat,
-    LogLevel, NodeConfig, PlanConfig, ProxyConfig, SecretsConfig, StoreConfig, StoreLocation, UsageConfig,
+    AdminConfig, AdminSocket, AdminSocketMode, ClaimNames, ClientCertificates, Config, CountersConfig,
+    CountersLocation, DecideConfig, EndUsersConfig, HeaderFamily, JwtAlgorithm, JwtConfig, JwtKeys,
+    KeyringConfig, LogConfig, LogFormat, LogLevel, NodeConfig, PlanConfig, ProxyConfig, SecretsConfig,
+    StoreConfig, StoreLocation, UsageConfig,
 };
 use crate::model::calendar::Calendar;
 use crate::model::fault::{ErrorForm, ErrorText};
@@ -115,6 +116,8 @@ impl Default for AdminConfig {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8081)),
+            socket: Some(AdminSocket::BesideStore),
+            socket_mode: AdminSocketMode::Owner,
             threads: 1,
             max_body_bytes: 1 << 20,
             max_connections: 256,

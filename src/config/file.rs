@@ -14,7 +14,7 @@ use super::section::Section;
 use super::telemetry::telemetry;
 use super::texts::{
     CountersUrl, FILE, HEADER, IDENTITY_URL, LISTEN, METHOD, NAME, NETWORK, ROUTE_PATH, SECRET_PREFIX,
-    StoreUrl, header, is_name,
+    SOCKET, StoreUrl, header, is_name,
 };
 use super::types::{
     AdminConfig, ClaimNames, Config, CountersConfig, DecideConfig, EncodedSlash, EndUsersConfig,
@@ -217,6 +217,8 @@ fn admin(s: &mut Section<'_, '_>) -> (AdminConfig, JwtKeyFiles) {
     let introspection = s.table("introspection", introspection);
     let admin = AdminConfig {
         listen: s.value("listen", &LISTEN, d.listen),
+        socket: s.value("socket", &OrEmpty(SOCKET), d.socket),
+        socket_mode: s.value("socket_mode", &Word::new(), d.socket_mode),
         threads: s.value("threads", &THREADS, d.threads),
         max_body_bytes: s.value("max_body_bytes", &size(1 << 10, 64 << 20), d.max_body_bytes),
         max_connections: s.value("max_connections", &Integer { min: 1, max: 100_000 }, d.max_connections),

@@ -32,6 +32,7 @@ pub use credential::{CredentialConfig, CredentialSecret};
 pub use error::{ConfigError, Mistake};
 pub use introspection::IntrospectionConfig;
 pub use telemetry::TelemetryConfig;
+pub use texts::http_url;
 pub use types::*;
 pub use upstream::{
     ClientCertificate, HealthCheck, HealthConfig, RetryConfig, ServerConfig, TlsConfig, UpstreamConfig,
@@ -53,6 +54,9 @@ pub const PROGRAM_VARIABLES: &[&str] = &[
     "KEYGATE_ADMIN_JWT_HS256_SECRET",
     "KEYGATE_TELEMETRY_HEADERS",
     "KEYGATE_CONFIG",
+    "KEYGATE_ADMIN_URL",
+    "KEYGATE_ADMIN_TOKEN_FILE",
+    "KEYGATE_ADMIN_CA_FILE",
 ];
 /// Largest file that is read, in bytes.
 pub const FILE_BYTES_MAX: u64 = 1 << 20;

@@ -5,7 +5,7 @@
 use super::raw_value::RawValue;
 use super::redis_url;
 use super::rule::{ParsedText, ValueRule, quote, refusal};
-use super::types::{CountersLocation, StoreLocation};
+use super::types::{AdminSocket, CountersLocation, StoreLocation};
 use crate::model::server::{HttpUrl, ServerAddr};
 pub(super) use crate::policy::http::fields::settable_header as header;
 use crate::store::postgres::BadPostgresUrl;
@@ -39,6 +39,20 @@ pub(super) const FILE: ParsedText<PathBuf> = ParsedText {
     must: "a path of 1 to 4096 bytes",
     read: |text| ((1..=4096).contains(&text.len()) && !text.contains('\0')).then(|| PathBuf::from(text)),
     show: |path| quote(&path.display()),
+};
+
+/// The place of a Unix socket. The kernel takes no longer path, and a new socket is prepared under a name with `.new` at its
+/// end.
+pub(super) const SOCKET: ParsedText<AdminSocket> = ParsedText {
+    must: "\"auto\" or a path of 1 to 103 bytes",
+    read: |text| match text {
+        "auto" => Some(AdminSocket::BesideStore),
+        _ => ((1..=103).contains(&text.len()) && !text.contains('\0')).then(|| AdminSocket::At(text.into())),
+    },
+    show: |place| match place {
+        AdminSocket::BesideStore => quote(&"auto"),
+        AdminSocket::At(path) => quote(&path.display()),
+    },
 };
 
 /// A name of the user's choice.
@@ -116,7 +130,7 @@ pub(super) fn server(text: &str) -> Option<ServerAddr> {
 }
 
 /// An http or https URL without a user or a fragment. Its target is empty where the URL has no path.
-pub(super) fn http_url(text: &str) -> Option<HttpUrl> {
+pub fn http_url(text: &str) -> Option<HttpUrl> {
     let (scheme, rest) = text.split_once("://")?;
     let (tls, port) = match scheme {
         "http" => (false, 80),

@@ -161,6 +161,10 @@ pub struct DecideConfig {
 pub struct AdminConfig {
     /// Where to accept admin requests; port 0 picks a free one.
     pub listen: SocketAddr,
+    /// The Unix socket of the admin API; none: no socket.
+    pub socket: Option<AdminSocket>,
+    /// Who may connect to it.
+    pub socket_mode: AdminSocketMode,
     /// Worker threads; 0 means one per core.
     pub threads: usize,
     /// Largest request body, in bytes.
@@ -187,6 +191,46 @@ pub struct AdminConfig {
     pub jwt: JwtConfig,
     /// The identity service that is asked about them.
     pub introspection: IntrospectionConfig,
+}
+
+/// The place of the Unix socket of the admin API.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AdminSocket {
+    /// Beside the SQLite file, with the ending `.sock`; none with PostgreSQL.
+    BesideStore,
+    /// At this path.
+    At(PathBuf),
+}
+
+words!(
+    /// The mode of the Unix socket's file.
+    AdminSocketMode {
+        /// Only the user of the gateway and root may connect.
+        Owner = "0600",
+        /// The group of the gateway, too.
+        Group = "0660",
+    }
+);
+
+impl AdminSocketMode {
+    /// The bits.
+    pub const fn bits(self) -> u32 {
+        match self {
+            Self::Owner => 0o600,
+            Self::Group => 0o660,
+        }
+    }
+}
+
+impl Config {
+    /// The path of the admin API's Unix socket, if there is one.
+    pub fn admin_socket(&self) -> Option<PathBuf> {
+        match (self.admin.socket.as_ref()?, &self.store.location) {
+            (AdminSocket::At(path), _) => Some(path.clone()),
+            (AdminSocket::BesideStore, StoreLocation::Sqlite(file)) => Some(file.with_extension("sock")),
+            (AdminSocket::BesideStore, StoreLocation::Postgres(_)) => None,
+        }
+    }
 }
 
 /// `[admin.jwt]`

@@ -14,6 +14,7 @@ use ipnet::IpNet;
 use smallvec::SmallVec;
 use std::net::IpAddr;
 use std::sync::Arc;
+use uuid::Uuid;
 
 /// Identifies a secret of a key, independent of the pepper it is hashed with. It is drawn at random when the secret is
 /// issued, so that requests made with it can be told from those made with its successor.
@@ -140,6 +141,22 @@ pub struct KeyFilter {
     pub search: Option<String>,
     /// Deleted keys that can be restored, instead of existing ones.
     pub is_deleted: bool,
+    /// Only those after this position. They are not counted then: the total is that of the page.
+    pub after: Option<KeyCursor>,
+}
+
+/// A position in a list of keys, newest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeyCursor {
+    /// The last key's creation.
+    pub created_at: Timestamp,
+    /// The last key's id.
+    pub id: KeyId,
+}
+
+impl KeyCursor {
+    /// The position before every key.
+    pub const START: Self = Self { created_at: Timestamp::MAX, id: KeyId(Uuid::max()) };
 }
 
 /// A page of a list.

@@ -307,10 +307,10 @@ fn what_the_keys_commands_do_is_in_force_when_the_gateway_starts() {
 
     let active = place.done(&["keys", "list"]);
     let all = place.done(&["keys", "list", "--all"]);
-    assert_eq!((active.lines().count(), all.lines().count()), (6, 7), "{all}");
-    assert!(!active.contains(&disabled_id) && all.contains(&format!("{disabled_id}  disabled service")));
+    assert_eq!((active.lines().count(), all.lines().count()), (7, 8), "{all}");
+    assert!(!active.contains(&disabled_id) && all.contains(&format!("{disabled_id}  disabled  service")));
     assert!(!all.contains(&deleted_id), "{all}");
-    assert_eq!(place.done(&["keys", "list", "--workspace", "other"]), "");
+    says(&place.fails(1, &["keys", "list", "--workspace", "other"]), &["There is no workspace other"]);
 
     let gateway = place.start();
     for (what, secret, expected) in [
@@ -332,7 +332,8 @@ fn what_the_keys_commands_do_is_in_force_when_the_gateway_starts() {
 
 #[test]
 fn a_second_process_on_the_same_store_is_refused_and_the_first_does_not_notice() {
-    let place = Installation::new();
+    // Without a socket the commands cannot find the gateway.
+    let place = Installation::with("[admin]\nsocket = \"\"\n");
     let (id, secret) = place.make_key(&["--name", "k"]);
     let gateway = place.start();
     let in_use = format!("is in use by another Keygate (pid {})", gateway.ready["pid"]);
@@ -535,7 +536,7 @@ fn import_takes_comma_separated_values_and_a_dry_run_takes_nothing() {
     let dry = place.fails(1, &["keys", "import", "--dry-run", "keys.csv"]);
     says(&dry, &told);
     says(&dry, &["2 could be imported, 5 refused"]);
-    assert_eq!(place.done(&["keys", "list"]), "");
+    assert_eq!(place.done(&["keys", "list", "--json"]), "");
     let wet = place.fails(1, &["keys", "import", "keys.csv"]);
     says(&wet, &told);
     says(&wet, &["2 imported, 5 refused"]);
@@ -621,6 +622,7 @@ fn import_ends_where_a_file_cannot_be_read_on() {
 fn an_export_holds_no_secret_and_opens_the_same_doors_elsewhere_with_the_same_peppers() {
     let (here, there) = (Installation::new(), Installation::new());
     let (id, own) = here.make_key(&["--name", "own", "--quota-limit", "3", "--scopes", "app"]);
+    here.done(&["workspaces", "create", "tenant"]);
     let (off_id, off) = here.make_key(&["--name", "off", "--workspace", "tenant"]);
     here.done(&["keys", "disable", &off_id, "--workspace", "tenant"]);
     let (old_id, old) = here.make_key(&["--name", "renewed"]);

@@ -11,6 +11,7 @@
 
 mod access_log;
 mod admin_flow;
+mod admin_socket;
 mod authorization;
 mod commands;
 mod connections;

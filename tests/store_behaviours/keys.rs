@@ -10,8 +10,8 @@ use keygate::model::id::{KeyId, WorkspaceId};
 use keygate::model::key::{Ceiling, KeyType, Measure, Owner, Per};
 use keygate::model::usage::UsageSubject;
 use keygate::store::{
-    Change, Credential, ImportedKeyHistory, IssuedCredential, KeyFilter, KeyPatch, KeyRecord, PlanPatch,
-    StoreError,
+    Change, Credential, ImportedKeyHistory, IssuedCredential, KeyCursor, KeyFilter, KeyPatch, KeyRecord,
+    PlanPatch, StoreError,
 };
 use serde_json::json;
 
@@ -423,6 +423,19 @@ pub(crate) async fn lists_are_newest_first_and_paged(place: Place) {
         let names: Vec<&str> = found.items.iter().map(|record| record.name.as_str()).collect();
         assert_eq!((names, found.total), (expected, 6), "page {number} of {size}");
     }
+    let (mut filter, mut all) = (KeyFilter::default(), Vec::new());
+    for left in [2, 2, 2, 0] {
+        let found = place.keys(&w, &filter, page(1, 2)).await.unwrap();
+        assert_eq!(found.items.len(), left);
+        if let Some(last) = found.items.last() {
+            filter.after = Some(KeyCursor { created_at: last.created_at, id: last.key.id });
+        }
+        all.extend(found.items.into_iter().map(|record| record.name));
+        // One that is created meanwhile is newer, and shifts nothing.
+        let newer = format!("newer-{left}-{}", all.len());
+        place.create_key(new_key(&w, &newer), &someone(), after(9)).await.unwrap();
+    }
+    assert_eq!(all, ["k5", "k4", "k3", "k2", "k1", "k0"]);
 }
 
 pub(crate) async fn lists_are_filtered(place: Place) {

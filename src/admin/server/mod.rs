@@ -1,16 +1,19 @@
-//! The admin listener: HTTP/1.1 with bounded connections and deadlines.
+//! The admin listener and its Unix socket: HTTP/1.1 with bounded connections and deadlines.
 //!
 //! Must not know: what any call does. Requests are parsed strictly (`stream`); `table` decides which connection is closed
 //! for a new one. HTTP/2 is not supported here: administration does not need it, and its streams and windows would have to
 //! be limited as well.
 
+mod socket;
 mod stream;
 mod table;
 
+use super::caller::LocalCaller;
 use crate::clock::Clock;
 use crate::metrics::Metrics;
 use axum::Router;
 use axum::extract::{ConnectInfo, Request};
+use futures_util::FutureExt as _;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::{Service as _, service_fn};
@@ -18,17 +21,23 @@ use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use rustix::io::Errno;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use stream::AdminClientStream;
 use table::{AdminConnectionGuard, AdminConnectionTable};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::{mpsc, watch};
+use tokio::time::MissedTickBehavior;
 
 /// Pause after a failed accept (no descriptors left).
 const ACCEPT_REST: Duration = Duration::from_millis(50);
+/// How often the file of the Unix socket is looked after.
+const LOOK_AFTER_SOCKET: Duration = Duration::from_secs(2);
+
+pub use socket::AdminSocketListener;
 
 /// Limits and deadlines for clients of the admin listener.
 #[derive(Clone, Copy, Debug)]
@@ -78,6 +87,12 @@ pub struct AdminServer {
     pub state: watch::Receiver<ServerState>,
 }
 
+/// A new connection.
+enum AdminClient {
+    Network(TcpStream, SocketAddr),
+    Socket(UnixStream),
+}
+
 /// State shared by all connections.
 struct ServerShared {
     service: TowerToHyperService<Router>,
@@ -89,7 +104,7 @@ struct ServerShared {
 
 impl AdminServer {
     /// Serves until the state is closed and the last call is answered.
-    pub async fn serve(self, listener: TcpListener) {
+    pub async fn serve(self, listener: TcpListener, socket: Option<AdminSocketListener>) {
         let Self { router, limits, clock, metrics, state } = self;
         let table = AdminConnectionTable::new(limits, metrics);
         let shared = Arc::new(ServerShared {
@@ -101,7 +116,12 @@ impl AdminServer {
         });
         // Held by every connection: when the last one ends, the receiver does.
         let (open, mut all_closed) = mpsc::channel::<()>(1);
-        accept(&shared, &listener, state.clone(), &open).await;
+        let from_socket = async {
+            if let Some(socket) = socket {
+                accept_local(&shared, socket, state.clone(), &open).await;
+            }
+        };
+        tokio::join!(accept(&shared, &listener, state.clone(), &open), from_socket);
         drop((listener, open));
         all_closed.recv().await;
     }
@@ -125,35 +145,95 @@ async fn accept(
         match accepted {
             Ok((stream, peer)) => {
                 is_short = false;
-                let Some(registered) = shared.table.register(peer.ip()) else { continue };
                 if let Err(error) = stream.set_nodelay(true) {
                     tracing::debug!(%error, "admin connection closed before it was served");
                     continue;
                 }
-                let (shared, open) = (Arc::clone(shared), open.clone());
-                tokio::spawn(async move {
-                    serve(&shared, stream, peer, registered).await;
-                    drop(open);
-                });
+                begin(shared, AdminClient::Network(stream, peer), open);
             }
-            Err(error) => {
-                if !std::mem::replace(&mut is_short, true) {
-                    tracing::warn!(%error, "cannot accept admin connections, new ones wait");
-                }
-                if is_out_of_resources(&error) {
-                    shared.table.make_room();
-                }
-                tokio::time::sleep(ACCEPT_REST).await;
-            }
+            Err(error) => rest(shared, &error, &mut is_short).await,
         }
     }
 }
 
-/// Serves one connection until it ends, is evicted, or the server stops.
-async fn serve(shared: &ServerShared, stream: TcpStream, peer: SocketAddr, registered: AdminConnectionGuard) {
+/// The same for the Unix socket. Connections that wait in its queue when the state changes are served, too: the kernel
+/// would reset them, while those of a TCP listener go to the process that takes over.
+async fn accept_local(
+    shared: &Arc<ServerShared>,
+    mut socket: AdminSocketListener,
+    mut state: watch::Receiver<ServerState>,
+    open: &mpsc::Sender<()>,
+) {
+    let mut is_short = false;
+    let mut look = tokio::time::interval(LOOK_AFTER_SOCKET);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            _ = state.wait_for(|state| *state > ServerState::Open) => break,
+            accepted = socket.accept() => Some(accepted),
+            _ = look.tick() => None,
+        };
+        match accepted {
+            Some(Ok(stream)) => {
+                is_short = false;
+                begin(shared, AdminClient::Socket(stream), open);
+            }
+            Some(Err(error)) => rest(shared, &error, &mut is_short).await,
+            None => socket.repair().await,
+        }
+    }
+    while let Some(Ok(stream)) = socket.accept().now_or_never() {
+        begin(shared, AdminClient::Socket(stream), open);
+    }
+}
+
+/// After a failed accept.
+async fn rest(shared: &ServerShared, error: &io::Error, is_short: &mut bool) {
+    if !std::mem::replace(is_short, true) {
+        tracing::warn!(%error, "cannot accept admin connections, new ones wait");
+    }
+    if is_out_of_resources(error) {
+        shared.table.make_room();
+    }
+    tokio::time::sleep(ACCEPT_REST).await;
+}
+
+/// Serves a new connection, unless there is no room for it.
+fn begin(shared: &Arc<ServerShared>, client: AdminClient, open: &mpsc::Sender<()>) {
+    let Some(registered) = shared.table.register(client.address()) else { return };
+    let (shared, open) = (Arc::clone(shared), open.clone());
+    tokio::spawn(async move {
+        match client {
+            AdminClient::Network(stream, peer) => {
+                let caller = move |request: &mut Request<Incoming>| {
+                    request.extensions_mut().insert(ConnectInfo(peer));
+                };
+                serve(&shared, stream, caller, registered).await;
+            }
+            AdminClient::Socket(stream) => {
+                let user = stream.peer_cred().map_or_else(|_| "?".to_owned(), |peer| peer.uid().to_string());
+                let local = LocalCaller { subject: format!("socket:{user}") };
+                let caller = move |request: &mut Request<Incoming>| {
+                    request.extensions_mut().insert(local.clone());
+                };
+                serve(&shared, stream, caller, registered).await;
+            }
+        }
+        drop(open);
+    });
+}
+
+/// Serves one connection until it ends, is evicted, or the server stops. `caller` tells each request who sends it.
+async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
+    shared: &ServerShared,
+    stream: S,
+    caller: impl Fn(&mut Request<Incoming>),
+    registered: AdminConnectionGuard,
+) {
     let connection = Arc::clone(registered.connection());
     let service = service_fn(|mut request: Request<Incoming>| {
-        request.extensions_mut().insert(ConnectInfo(peer));
+        caller(&mut request);
         shared.service.call(request)
     });
     let stream =
@@ -174,10 +254,20 @@ async fn serve(shared: &ServerShared, stream: TcpStream, peer: SocketAddr, regis
             }
             ended = served.as_mut() => {
                 if let Err(error) = ended {
-                    tracing::debug!(%error, %peer, "admin connection ended");
+                    tracing::debug!(%error, "admin connection ended");
                 }
                 return;
             }
+        }
+    }
+}
+
+impl AdminClient {
+    /// What it counts as among addresses: all clients of the socket are one.
+    const fn address(&self) -> IpAddr {
+        match self {
+            Self::Network(_, peer) => peer.ip(),
+            Self::Socket(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
         }
     }
 }

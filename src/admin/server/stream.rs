@@ -20,7 +20,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep};
 use tokio_util::io::poll_read_buf;
 
@@ -34,8 +33,8 @@ const LINGER_WITHIN: Duration = Duration::from_secs(10);
 const LINGER_PAUSE: Duration = Duration::from_secs(2);
 
 /// A client's socket.
-pub(super) struct AdminClientStream {
-    socket: TcpStream,
+pub(super) struct AdminClientStream<S> {
+    socket: S,
     connection: Arc<AdminConnection>,
     limits: ServerLimits,
     clock: Arc<dyn Clock>,
@@ -79,9 +78,9 @@ enum StreamBody {
 
 // === impl AdminClientStream ===
 
-impl AdminClientStream {
+impl<S: AsyncRead + AsyncWrite + Unpin> AdminClientStream<S> {
     pub(super) fn new(
-        socket: TcpStream,
+        socket: S,
         connection: Arc<AdminConnection>,
         limits: ServerLimits,
         clock: Arc<dyn Clock>,
@@ -334,7 +333,7 @@ impl AdminClientStream {
     }
 }
 
-impl AsyncRead for AdminClientStream {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for AdminClientStream<S> {
     fn poll_read(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -359,7 +358,7 @@ impl AsyncRead for AdminClientStream {
     }
 }
 
-impl AsyncWrite for AdminClientStream {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for AdminClientStream<S> {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let stream = self.get_mut();
         stream.is_unflushed = true;

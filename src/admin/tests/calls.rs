@@ -232,7 +232,18 @@ async fn lists_are_filtered_and_paged() {
     }
     let newest = api.call(&token, "GET", "/apikeys", Value::Null).await.data();
     assert_eq!(newest["items"][0]["name"], "key 11");
-    assert_eq!(newest["page"], json!({"page": 1, "pagesize": 10, "total": 12, "hasnext": true}));
+    let next = newest["page"]["next_cursor"].clone();
+    assert_eq!(
+        newest["page"],
+        json!({"page": 1, "pagesize": 10, "total": 12, "hasnext": true, "next_cursor": next})
+    );
+    let rest = format!("/apikeys?cursor={}", next.as_str().expect("a cursor"));
+    let rest = api.call(&token, "GET", &rest, Value::Null).await.data();
+    assert_eq!(
+        rest["page"],
+        json!({"page": null, "pagesize": 10, "total": null, "hasnext": false, "next_cursor": null})
+    );
+    assert_eq!(rest["items"].as_array().map(Vec::len), Some(2));
     for (query, field) in [
         ("page=0", "page"),
         ("page=x", "page"),

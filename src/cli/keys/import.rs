@@ -3,7 +3,7 @@
 use super::{InWorkspace, KeyCommand, carried_over, told};
 use crate::admin::input::json::{self, BadJson};
 use crate::admin::input::{CreateKeyInput, ImportKeyInput, ImportedKey};
-use crate::cli::{Failure, refused_rows, text_file};
+use crate::cli::{Failure, refused_rows, say, text_file};
 use crate::clock::Timestamp;
 use crate::model::id::{KeyId, WorkspaceId};
 use crate::model::key::Plan;
@@ -41,17 +41,17 @@ const NUMBERS: &[&str] = &[
 #[derive(Debug, Args)]
 pub(super) struct KeysImportArgs {
     #[command(flatten)]
-    within: InWorkspace,
+    pub(super) within: InWorkspace,
     /// A .jsonl file with one JSON object per line, or a .csv file with a header line. The fields are those of `POST
     /// /apikeys`, and `api_key` with the plaintext secret or `sha256` with its SHA-256 digest in hexadecimal. A row may also
     /// say what the key was: `id`, `is_active`, `created_by`, `created_at`, `updated_at`, `quota_used`, `usage_count`,
     /// `last_used_at`, `hint`. `workspace_id` overrides --workspace. In CSV, `scopes` and `allowed_ips` are separated by
     /// blanks; `limits` and `metadata` are JSON
-    file: PathBuf,
+    pub(super) file: PathBuf,
     /// Check every row and report its mistakes, but import nothing. Names and secrets that are taken already are found only
     /// by importing
     #[arg(long)]
-    dry_run: bool,
+    pub(super) dry_run: bool,
     /// Write the refused rows to this new file, which only you may read
     #[arg(long, value_name = "FILE")]
     refused: Option<PathBuf>,
@@ -65,21 +65,37 @@ pub(in crate::cli) type ImportRows = Box<dyn Iterator<Item = io::Result<(u64, Re
 /// Rows stored at a time.
 const BATCH: usize = 500;
 
-pub(super) fn run(command: &KeyCommand, args: &KeysImportArgs) -> Result<(), Failure> {
-    let mut import = KeysImport::new(command, &args.file, Some(args.within.workspace.clone()));
+pub(super) fn run(command: &KeyCommand, args: &KeysImportArgs, json: bool) -> Result<(), Failure> {
+    let mut import = KeysImport::new(command, &args.file, Some(args.within.or_default()?));
     import.dry_run = args.dry_run;
     let done = import.everything();
     import.progress.finish_and_clear();
-    let verb = if args.dry_run { "could be imported" } else { "imported" };
-    // What was stored stays stored, also if something failed after it.
-    eprintln!("{} {verb}, {} refused", import.imported, import.refused.len());
-    if let Some(to) = args.refused.as_deref().filter(|_| !import.refused.is_empty()) {
-        refused_rows::write(&args.file, &import.refused, to)?;
-    }
-    done?;
-    match import.refused.len() {
-        0 => Ok(()),
-        refused => Err(Failure::Failed(format!("{refused} rows were refused"))),
+    args.report(import.imported, &import.refused, json, done)
+}
+
+impl KeysImportArgs {
+    /// Says what became of the rows. What was stored stays stored, also if something failed after it.
+    pub(super) fn report(
+        &self,
+        imported: u64,
+        refused: &BTreeSet<u64>,
+        json: bool,
+        done: Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let verb = if self.dry_run { "could be imported" } else { "imported" };
+        eprintln!("{imported} {verb}, {} refused", refused.len());
+        if json {
+            let report = json!({"imported": imported, "refused": refused.len(), "dry_run": self.dry_run});
+            say(format_args!("{report}"))?;
+        }
+        if let Some(to) = self.refused.as_deref().filter(|_| !refused.is_empty()) {
+            refused_rows::write(&self.file, refused, to)?;
+        }
+        done?;
+        match refused.len() {
+            0 => Ok(()),
+            refused => Err(Failure::Failed(format!("{refused} rows were refused"))),
+        }
     }
 }
 
@@ -251,7 +267,7 @@ pub(in crate::cli) fn rows(file: &Path) -> Result<ImportRows, Failure> {
     }
 }
 
-fn cannot_read(file: &Path, error: &io::Error) -> Failure {
+pub(in crate::cli) fn cannot_read(file: &Path, error: &io::Error) -> Failure {
     Failure::Failed(format!("{}: {error}", file.display()))
 }
 
@@ -336,7 +352,7 @@ fn said(failure: Failure) -> String {
     }
 }
 
-fn style() -> ProgressStyle {
+pub(in crate::cli) fn style() -> ProgressStyle {
     ProgressStyle::with_template("{spinner} {pos} rows, {per_sec}")
         .unwrap_or_else(|_| ProgressStyle::default_spinner())
 }

@@ -1,23 +1,25 @@
-//! `keygate keys`: manages keys without the admin API. A running gateway owns its SQLite file, so with SQLite the gateway
-//! must be stopped; with PostgreSQL gateways may run meanwhile.
+//! `keygate keys`: manages keys by the admin API, of the running gateway or, where none runs, of the store in this process.
+//! Exports, and imports while no gateway runs, work on the store itself.
 
 mod carried_over;
-mod create;
 pub(super) mod export;
+pub(super) mod fields;
 pub(super) mod import;
+pub(super) mod import_running;
+pub(super) mod manage;
 
-use super::{ConfigArgs, Environment, Failure, inline_secrets, load, log, say};
-use crate::admin::input::{FieldError, credential};
+use super::gateway::{self, Gateway, GatewayArgs};
+use super::{Environment, Failure, inline_secrets, load, log};
+use crate::admin::input::FieldError;
 use crate::app::{self, StartError};
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::config::Config;
 use crate::model::id::{KeyId, WorkspaceId};
 use crate::model::key::Plan;
-use crate::policy::keys::secret::{Pepper, Peppers, Secret};
-use crate::store::{Actor, KeyFilter, KeyPatch, KeyRecord, PageRequest, Store, StoreError};
+use crate::policy::keys::secret::Peppers;
+use crate::store::{Actor, KeyFilter, KeyRecord, PageRequest, Store, StoreError};
 use clap::{Args, Subcommand};
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::runtime::Runtime;
 
 /// Keys per page for commands that process all of them. Each page skips those before it, so few large pages are much
@@ -28,7 +30,7 @@ const PAGE: u32 = 10_000;
 #[derive(Debug, Args)]
 pub struct KeysArgs {
     #[command(flatten)]
-    config: ConfigArgs,
+    gateway: GatewayArgs,
     #[command(subcommand)]
     command: KeysCommand,
 }
@@ -36,42 +38,37 @@ pub struct KeysArgs {
 /// The subcommands.
 #[derive(Debug, Subcommand)]
 enum KeysCommand {
-    /// Create a key and print its secret, this once, on standard output
-    Create(create::CreateArgs),
     /// List the keys of a workspace, newest first
-    List(ListArgs),
-    /// Disable a key; `PUT /apikeys/{id}` with `"is_active": true` enables it again
+    List(manage::ListArgs),
+    /// Show a key, without its secret
+    Get(OneKey),
+    /// Create a key and print its secret, this once, on standard output
+    Create(manage::CreateArgs),
+    /// Change a key; what is not named stays
+    Update(manage::UpdateArgs),
+    /// Enable a disabled key
+    Enable(OneKey),
+    /// Disable a key
     Disable(OneKey),
     /// Give a key a new secret and print it, this once, on standard output
-    Regenerate(RegenerateArgs),
+    Regenerate(manage::RegenerateArgs),
     /// Delete a key; its usage stays, and `restore` undoes it within the plan's `deleted_keys_days`
     Delete(OneKey),
     /// Restore a deleted key with its secret and its spent limits
     Restore(OneKey),
     /// Import keys from a file of JSON lines (.jsonl) or comma-separated values (.csv)
     Import(import::KeysImportArgs),
-    /// Write all keys, with the digests of their secrets, as JSON lines that `import` reads
+    /// Write all keys, with the digests of their secrets, as JSON lines that `import` reads. No API shows digests: with SQLite
+    /// the gateway must be stopped
     Export(export::KeysExportArgs),
 }
 
 /// The workspace.
 #[derive(Debug, Args)]
-struct InWorkspace {
-    /// The workspace
-    #[arg(long, value_name = "ID", default_value = "default")]
-    workspace: WorkspaceId,
-}
-
-#[derive(Debug, Args)]
-struct ListArgs {
-    #[command(flatten)]
-    within: InWorkspace,
-    /// Include disabled keys
-    #[arg(long)]
-    all: bool,
-    /// List deleted keys that can be restored instead
-    #[arg(long)]
-    deleted: bool,
+pub(in crate::cli) struct InWorkspace {
+    /// The workspace; without this argument that of the token, or `default` if there is no token
+    #[arg(long, value_name = "ID")]
+    workspace: Option<WorkspaceId>,
 }
 
 #[derive(Debug, Args)]
@@ -82,97 +79,65 @@ struct OneKey {
     id: KeyId,
 }
 
-#[derive(Debug, Args)]
-struct RegenerateArgs {
-    #[command(flatten)]
-    key: OneKey,
-    /// How long the old secret stays valid, in seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=2_592_000))]
-    grace_period_seconds: u32,
-}
-
 /// The opened store, with everything needed to create keys.
 pub(in crate::cli) struct KeyCommand {
     pub(in crate::cli) config: Config,
     pub(in crate::cli) runtime: Runtime,
     pub(in crate::cli) store: Arc<dyn Store>,
-    peppers: Arc<Peppers>,
+    pub(in crate::cli) peppers: Arc<Peppers>,
     pub(in crate::cli) now: Timestamp,
 }
 
 pub(super) fn run(args: KeysArgs, environment: Environment<'_>) -> Result<(), Failure> {
+    let gateway = &args.gateway;
+    match &args.command {
+        KeysCommand::Export(args) => {
+            return on_store(gateway, environment, |command| export::run(command, args));
+        }
+        KeysCommand::Import(args) if !gateway.names_running(environment)? => {
+            return on_store(gateway, environment, |command| import::run(command, args, gateway.json));
+        }
+        _ => {}
+    }
+    gateway::with(gateway, environment, |gateway, output| match args.command {
+        KeysCommand::List(args) => manage::list(gateway, output, &args),
+        KeysCommand::Get(key) => manage::get(gateway, output, &key),
+        KeysCommand::Create(args) => manage::create(gateway, output, args),
+        KeysCommand::Update(args) => manage::update(gateway, output, args),
+        KeysCommand::Enable(key) => manage::enable(gateway, output, &key, true),
+        KeysCommand::Disable(key) => manage::enable(gateway, output, &key, false),
+        KeysCommand::Regenerate(args) => manage::regenerate(gateway, output, &args),
+        KeysCommand::Delete(key) => manage::delete(gateway, output, &key),
+        KeysCommand::Restore(key) => manage::restore(gateway, output, &key),
+        KeysCommand::Import(args) => import_running::run(gateway, output, &args),
+        KeysCommand::Export(_) => Ok(()),
+    })
+}
+
+/// Runs a command that works on the store itself.
+pub(in crate::cli) fn on_store(
+    args: &GatewayArgs,
+    environment: Environment<'_>,
+    work: impl FnOnce(&KeyCommand) -> Result<(), Failure>,
+) -> Result<(), Failure> {
     let config = load(&args.config, environment)?;
     log::init(&config.log);
     let command = KeyCommand::open(config, inline_secrets(environment).peppers)?;
-    let done = match args.command {
-        KeysCommand::Create(args) => create::run(&command, args),
-        KeysCommand::List(args) => list(&command, &args),
-        KeysCommand::Disable(key) => disable(&command, &key),
-        KeysCommand::Regenerate(args) => regenerate(&command, &args),
-        KeysCommand::Delete(key) => delete(&command, &key),
-        KeysCommand::Restore(key) => restore(&command, &key),
-        KeysCommand::Import(args) => import::run(&command, &args),
-        KeysCommand::Export(args) => export::run(&command, &args),
-    };
+    let done = work(&command);
     command.runtime.block_on(command.store.close());
     done
 }
 
-fn list(command: &KeyCommand, args: &ListArgs) -> Result<(), Failure> {
-    let is_active = (!args.all && !args.deleted).then_some(true);
-    let filter = KeyFilter { is_active, is_deleted: args.deleted, ..KeyFilter::default() };
-    command.each_key(&args.within.workspace, &filter, |record| {
-        let state = match (record.deleted_at, record.key.is_active) {
-            (Some(_), _) => "deleted",
-            (None, true) => "active",
-            (None, false) => "disabled",
-        };
-        let KeyRecord { key, name, hint, .. } = record;
-        say(format_args!("{}  {:<9}{:<14}{:<32}{}", key.id, state, key.kind.as_str(), hint, name))
-    })
-}
+impl InWorkspace {
+    /// Calls of `gateway` are about this workspace from now on.
+    pub(in crate::cli) fn enter(&self, gateway: &mut Gateway) {
+        gateway.workspace = self.workspace.as_ref().map(ToString::to_string);
+    }
 
-fn disable(command: &KeyCommand, key: &OneKey) -> Result<(), Failure> {
-    let patch = KeyPatch { is_active: Some(false), ..KeyPatch::default() };
-    let by = Actor::cli();
-    command
-        .wait(command.store.update_key(&key.within.workspace, key.id, patch, &by, command.now))
-        .map(|written| eprintln!("{} is disabled", written.value.key.id))
-}
-
-fn delete(command: &KeyCommand, key: &OneKey) -> Result<(), Failure> {
-    let by = Actor::cli();
-    command
-        .wait(command.store.delete_key(&key.within.workspace, key.id, &by, command.now))
-        .map(|_| eprintln!("{} is deleted", key.id))
-}
-
-fn restore(command: &KeyCommand, key: &OneKey) -> Result<(), Failure> {
-    let (workspace, by) = (&key.within.workspace, Actor::cli());
-    let peppers: Vec<u32> = command.peppers.iter().map(Pepper::version).collect();
-    command
-        .wait(command.store.restore_key(workspace, key.id, &peppers, &by, command.now))
-        .map(|_| eprintln!("{} is restored", key.id))
-}
-
-fn regenerate(command: &KeyCommand, args: &RegenerateArgs) -> Result<(), Failure> {
-    let (workspace, id) = (&args.key.within.workspace, args.key.id);
-    let record = command.wait(command.store.key(workspace, id))?;
-    let kind = record.ok_or_else(|| Failure::failed(StoreError::NotFound("key")))?.key.kind;
-    let prefix = &command.config.secrets.prefix;
-    let secret = Secret::generate(prefix, kind);
-    let issued = credential(&secret, prefix, &command.peppers);
-    let grace = Duration::from_secs(args.grace_period_seconds.into());
-    let old_until = (!grace.is_zero()).then(|| command.now.plus(grace));
-    command.wait(command.store.regenerate_key(
-        workspace,
-        id,
-        issued,
-        old_until,
-        &Actor::cli(),
-        command.now,
-    ))?;
-    say(format_args!("{}", secret.expose()))
+    /// The workspace where there is no token.
+    pub(in crate::cli) fn or_default(&self) -> Result<WorkspaceId, Failure> {
+        self.workspace.clone().map_or_else(|| "default".parse().map_err(Failure::failed), Ok)
+    }
 }
 
 // === impl KeyCommand ===
@@ -190,6 +155,11 @@ impl KeyCommand {
             .map_err(Failure::failed)?;
         let now = SystemClock::new().now().wall;
         Ok(Self { config, runtime, store, peppers, now })
+    }
+
+    /// The runtime on which the store was opened, and the rest.
+    pub(in crate::cli) fn into_parts(self) -> (Runtime, Config, Arc<dyn Store>, Arc<Peppers>) {
+        (self.runtime, self.config, self.store, self.peppers)
     }
 
     pub(in crate::cli) fn wait<T>(

@@ -1,13 +1,15 @@
-//! `keygate usage export` and `keygate usage import`: the ledger's records in a file, for archives or for another store.
+//! `keygate usage`: totals by the admin API, and the ledger's records in a file, for archives or for another store.
 //!
-//! The file is JSON lines, one [`line`] per record, ordered by id, and nothing else: any part of it is a valid file.
+//! Such a file is JSON lines, one [`line`] per record, ordered by id, and nothing else: any part of it is a valid file.
 
 mod export;
 mod import;
 mod line;
+mod show;
 
-use super::keys::KeyCommand;
-use super::{ConfigArgs, Environment, Failure, inline_secrets, load, log};
+use super::gateway::{self, GatewayArgs};
+use super::keys::on_store;
+use super::{Environment, Failure};
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -15,7 +17,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 #[derive(Debug, Args)]
 pub struct UsageArgs {
     #[command(flatten)]
-    config: ConfigArgs,
+    gateway: GatewayArgs,
     #[command(subcommand)]
     command: UsageCommand,
 }
@@ -23,6 +25,8 @@ pub struct UsageArgs {
 /// The subcommands.
 #[derive(Debug, Subcommand)]
 enum UsageCommand {
+    /// Show the totals of a workspace
+    Show(show::UsageShowArgs),
     /// Write usage records, those of deleted keys included, as lines that `import` reads, ordered by id
     Export(export::UsageExportArgs),
     /// Import usage records from a file that `export` wrote. Existing records are not changed, so an interrupted import can
@@ -31,15 +35,14 @@ enum UsageCommand {
 }
 
 pub(super) fn run(args: &UsageArgs, environment: Environment<'_>) -> Result<(), Failure> {
-    let config = load(&args.config, environment)?;
-    log::init(&config.log);
-    let command = KeyCommand::open(config, inline_secrets(environment).peppers)?;
-    let done = match &args.command {
-        UsageCommand::Export(args) => export::run(&command, args),
-        UsageCommand::Import(args) => import::run(&command, args),
-    };
-    command.runtime.block_on(command.store.close());
-    done
+    let gateway = &args.gateway;
+    match &args.command {
+        UsageCommand::Show(args) => {
+            gateway::with(gateway, environment, |gateway, output| show::run(gateway, output, args))
+        }
+        UsageCommand::Export(args) => on_store(gateway, environment, |command| export::run(command, args)),
+        UsageCommand::Import(args) => on_store(gateway, environment, |command| import::run(command, args)),
+    }
 }
 
 /// Shows the number of records on a terminal.

@@ -9,7 +9,7 @@ use crate::store::shared::decode::{key_columns, key_record_columns, read_key_rec
 use crate::store::shared::fields::int;
 use crate::store::shared::limits::limits_to_json;
 use crate::store::shared::rules;
-use crate::store::{Credential, KeyFilter, KeyRecord, Page, PageRequest, Version};
+use crate::store::{Credential, KeyCursor, KeyFilter, KeyRecord, Page, PageRequest, Version};
 use serde_json::json;
 use tokio_postgres::types::ToSql;
 
@@ -35,7 +35,8 @@ macro_rules! listed {
         "WHERE k.workspace_id = $1 AND (k.deleted_at IS NOT NULL) = $6 AND (k.deleted_at IS NULL OR k.digest IS NOT NULL)
            AND ($2::text IS NULL OR k.kind = $2) AND ($3::boolean IS NULL OR k.is_active = $3)
            AND ($4::text IS NULL OR k.resource_id = $4)
-           AND ($5::text IS NULL OR strpos(k.search_text, $5) > 0) "
+           AND ($5::text IS NULL OR strpos(k.search_text, $5) > 0)
+           AND (k.created_at, k.id) < ($7, $8) "
     };
 }
 
@@ -58,15 +59,27 @@ pub(super) async fn list(
 ) -> Result<Page<KeyRecord>, StoreError> {
     let (workspace, kind) = (workspace.as_str(), filter.kind.map(KeyType::as_str));
     let search = filter.search.as_deref().map(rules::fold_case);
-    let count = concat!("SELECT count(*) FROM keys k ", listed!());
-    let total = tx
-        .count(
-            count,
-            &[&workspace, &kind, &filter.is_active, &filter.resource_id, &search, &filter.is_deleted],
-        )
-        .await?;
+    // The position is always a bound, so that the index leads to it: the rows before it are not read.
+    let after = filter.after.unwrap_or(KeyCursor::START);
+    let (at, id) = (after.created_at.as_micros(), after.id.0);
+    let total = if filter.after.is_none() {
+        let count = concat!("SELECT count(*) FROM keys k ", listed!());
+        let values: &[&(dyn ToSql + Sync)] = &[
+            &workspace,
+            &kind,
+            &filter.is_active,
+            &filter.resource_id,
+            &search,
+            &filter.is_deleted,
+            &at,
+            &id,
+        ];
+        Some(tx.count(count, values).await?)
+    } else {
+        None
+    };
     let select =
-        concat!(select_records!(), listed!(), "ORDER BY k.created_at DESC, k.id DESC LIMIT $7 OFFSET $8");
+        concat!(select_records!(), listed!(), "ORDER BY k.created_at DESC, k.id DESC LIMIT $9 OFFSET $10");
     let (limit, offset) = (i64::from(page.pagesize), int(page.offset()));
     let values: &[&(dyn ToSql + Sync)] = &[
         &workspace,
@@ -75,10 +88,13 @@ pub(super) async fn list(
         &filter.resource_id,
         &search,
         &filter.is_deleted,
+        &at,
+        &id,
         &limit,
         &offset,
     ];
     let items = tx.all(select, values, sound_key_record).await?;
+    let total = total.unwrap_or(items.len() as u64);
     Ok(Page::of_readable(items, total))
 }
 

@@ -6,7 +6,7 @@ use crate::model::id::{KeyId, WorkspaceId};
 use crate::model::key::KeyType;
 use crate::store::shared::decode::{key_columns, key_record_columns, read_key_record, sound_key_record};
 use crate::store::shared::rules;
-use crate::store::{KeyFilter, KeyRecord, Page, PageRequest};
+use crate::store::{KeyCursor, KeyFilter, KeyRecord, Page, PageRequest};
 use rusqlite::{Transaction, named_params, params};
 
 /// Keys, with the roll-up of their whole life.
@@ -31,7 +31,8 @@ macro_rules! listed {
         "WHERE k.workspace_id = :workspace AND (k.deleted_at IS NOT NULL) = :deleted AND (k.deleted_at IS NULL OR k.digest IS NOT NULL)
            AND (:kind IS NULL OR k.kind = :kind) AND (:active IS NULL OR k.is_active = :active)
            AND (:resource IS NULL OR k.resource_id = :resource)
-           AND (:search IS NULL OR instr(k.search_text, :search) > 0) "
+           AND (:search IS NULL OR instr(k.search_text, :search) > 0)
+           AND (k.created_at, k.id) < (:at, :id) "
     };
 }
 
@@ -53,18 +54,26 @@ pub(super) fn list(
     page: PageRequest,
 ) -> Result<Page<KeyRecord>, StoreError> {
     let search = filter.search.as_deref().map(rules::fold_case);
-    let total = row::count(
-        tx,
-        concat!("SELECT count(*) FROM keys k ", listed!()),
-        named_params! {
-            ":workspace": workspace.as_str(),
-            ":kind": filter.kind.map(KeyType::as_str),
-            ":active": filter.is_active,
-            ":resource": filter.resource_id,
-            ":search": search,
-            ":deleted": filter.is_deleted,
-        },
-    )?;
+    // The position is always a bound, so that the index leads to it: the rows before it are not read.
+    let after = filter.after.unwrap_or(KeyCursor::START);
+    let (at, id) = (after.created_at.as_micros(), after.id.0);
+    let count = || {
+        row::count(
+            tx,
+            concat!("SELECT count(*) FROM keys k ", listed!()),
+            named_params! {
+                ":workspace": workspace.as_str(),
+                ":kind": filter.kind.map(KeyType::as_str),
+                ":active": filter.is_active,
+                ":resource": filter.resource_id,
+                ":search": search,
+                ":deleted": filter.is_deleted,
+                ":at": at,
+                ":id": id.as_bytes(),
+            },
+        )
+    };
+    let total = if filter.after.is_none() { Some(count()?) } else { None };
     let items = row::all(
         tx,
         concat!(
@@ -79,10 +88,13 @@ pub(super) fn list(
             ":resource": filter.resource_id,
             ":search": search,
             ":deleted": filter.is_deleted,
+            ":at": at,
+            ":id": id.as_bytes(),
             ":limit": page.pagesize,
             ":offset": row::int(page.offset()),
         },
         sound_key_record,
     )?;
+    let total = total.unwrap_or(items.len() as u64);
     Ok(Page::of_readable(items, total))
 }

@@ -1,41 +1,27 @@
-//! `keygate endusers`: import of end users from another system.
+//! `keygate endusers import`: end users of another system.
 
-use super::keys::import::{ImportRow, rows};
-use super::keys::{KeyCommand, told};
-use super::{ConfigArgs, Environment, Failure, inline_secrets, load, log, refused_rows};
 use crate::admin::input::read_imported_end_user;
+use crate::cli::gateway::Gateway;
+use crate::cli::keys::import::{ImportRow, rows};
+use crate::cli::keys::import_running::{RunningImport, RunningImported};
+use crate::cli::keys::{InWorkspace, KeyCommand, told};
+use crate::cli::output::Output;
+use crate::cli::{Failure, refused_rows, say};
 use crate::model::id::WorkspaceId;
 use crate::store::{Actor, EndUserRecord};
-use clap::{Args, Subcommand};
-use serde_json::Value;
+use clap::Args;
+use serde_json::{Value, json};
 use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 
 /// End users stored at a time.
 const BATCH: usize = 1_000;
 
-/// Arguments of `keygate endusers`.
-#[derive(Debug, Args)]
-pub struct EndUsersArgs {
-    #[command(flatten)]
-    config: ConfigArgs,
-    #[command(subcommand)]
-    command: EndUsersCommand,
-}
-
-/// What to do with end users.
-#[derive(Debug, Subcommand)]
-enum EndUsersCommand {
-    /// Import end users from a file of JSON lines (.jsonl) or comma-separated values (.csv)
-    Import(EndUsersImportArgs),
-}
-
 /// Arguments of `keygate endusers import`.
 #[derive(Debug, Args)]
-struct EndUsersImportArgs {
-    /// The workspace of rows without `workspace_id`
-    #[arg(long, value_name = "ID", default_value = "default")]
-    workspace: WorkspaceId,
+pub(super) struct EndUsersImportArgs {
+    #[command(flatten)]
+    within: InWorkspace,
     /// A .jsonl or .csv file. A row has `other_id`, and may have `id`, `created_at` and `workspace_id`. End users that are
     /// there already, by id or by name, stay as they are. The plan's quota does not hold for imported ones
     file: PathBuf,
@@ -47,20 +33,12 @@ struct EndUsersImportArgs {
     refused: Option<PathBuf>,
 }
 
-pub(super) fn run(args: EndUsersArgs, environment: Environment<'_>) -> Result<(), Failure> {
-    let config = load(&args.config, environment)?;
-    log::init(&config.log);
-    let command = KeyCommand::open(config, inline_secrets(environment).peppers)?;
-    let EndUsersCommand::Import(args) = args.command;
-    let done = import(&command, &args);
-    command.runtime.block_on(command.store.close());
-    done
-}
-
 /// A running import.
 struct EndUsersImport<'c> {
     command: &'c KeyCommand,
     args: &'c EndUsersImportArgs,
+    /// The workspace of rows without one.
+    workspace: WorkspaceId,
     /// End users to store, by workspace.
     users: HashMap<WorkspaceId, Vec<EndUserRecord>>,
     read: u64,
@@ -68,23 +46,58 @@ struct EndUsersImport<'c> {
     refused: BTreeSet<u64>,
 }
 
-fn import(command: &KeyCommand, args: &EndUsersImportArgs) -> Result<(), Failure> {
+pub(super) fn run(command: &KeyCommand, args: &EndUsersImportArgs, json: bool) -> Result<(), Failure> {
     let (users, refused) = (HashMap::new(), BTreeSet::new());
-    let mut import = EndUsersImport { command, args, users, read: 0, new: 0, refused };
+    let workspace = args.within.or_default()?;
+    let mut import = EndUsersImport { command, args, workspace, users, read: 0, new: 0, refused };
     let done = import.everything();
     let EndUsersImport { read, new, refused, .. } = import;
-    if args.dry_run {
-        eprintln!("{read} could be imported, {} refused", refused.len());
-    } else {
-        eprintln!("{new} imported, {} there already, {} refused", read - new, refused.len());
-    }
-    if let Some(to) = args.refused.as_deref().filter(|_| !refused.is_empty()) {
-        refused_rows::write(&args.file, &refused, to)?;
-    }
-    done?;
-    match refused.len() {
-        0 => Ok(()),
-        refused => Err(Failure::Failed(format!("{refused} rows were refused"))),
+    let imported = if args.dry_run { read } else { new };
+    let so_far = RunningImported { imported, existing: read - imported, refused };
+    args.report(&so_far, json, done)
+}
+
+/// The same by the admin API of a running gateway.
+pub(super) fn run_running(
+    gateway: &mut Gateway,
+    output: &Output,
+    args: &EndUsersImportArgs,
+) -> Result<(), Failure> {
+    args.within.enter(gateway);
+    let workspace = gateway.workspace.clone();
+    let (file, dry_run) = (args.file.as_path(), args.dry_run);
+    let import = RunningImport { gateway, file, workspace, dry_run, path: "endusers", rows: "end_users" };
+    let mut so_far = RunningImported::default();
+    let done = import.run(&mut so_far);
+    args.report(&so_far, output.json, done)
+}
+
+impl EndUsersImportArgs {
+    /// Says what became of the rows. What was stored stays stored, also if something failed after it.
+    fn report(&self, so_far: &RunningImported, json: bool, done: Result<(), Failure>) -> Result<(), Failure> {
+        let RunningImported { imported, existing, refused } = so_far;
+        if self.dry_run {
+            eprintln!("{imported} could be imported, {} refused", refused.len());
+        } else {
+            eprintln!("{imported} imported, {existing} there already, {} refused", refused.len());
+        }
+        if json {
+            let report = json!({
+                "imported": imported,
+                "existing": existing,
+                "refused": refused.len(),
+                "dry_run": self.dry_run,
+            });
+            say(format_args!("{report}"))?;
+        }
+        if let Some(to) = self.refused.as_deref().filter(|_| !refused.is_empty()) {
+            refused_rows::write(&self.file, refused, to)?;
+        }
+        done?;
+        match refused.len() {
+            0 => Ok(()),
+            refused => Err(Failure::Failed(format!("{refused} rows were refused"))),
+        }
     }
 }
 
@@ -107,7 +120,7 @@ impl EndUsersImport<'_> {
 
     fn user(&self, row: &ImportRow) -> Result<EndUserRecord, String> {
         let workspace = match row.get("workspace_id") {
-            None | Some(Value::Null) => self.args.workspace.clone(),
+            None | Some(Value::Null) => self.workspace.clone(),
             Some(id) => {
                 let id = id.as_str().ok_or("workspace_id: must be text")?;
                 id.parse().map_err(|error| format!("workspace_id: {error}"))?

@@ -1,8 +1,6 @@
-//! The cursor: a position in the usage records as text for clients, 8 bytes of the instant and 16 of the id, in base64url.
+//! The cursor: a position in a list, newest first, as text for clients: 8 bytes of the instant and 16 of the id, in base64url.
 
 use crate::clock::Timestamp;
-use crate::model::id::RequestId;
-use crate::store::LogCursor;
 use uuid::Uuid;
 
 /// Bytes of a position; a multiple of 3, so that base64 needs no padding.
@@ -10,10 +8,10 @@ const BYTES: usize = 24;
 const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
 
 /// Encodes a position.
-pub(super) fn encode(place: LogCursor) -> String {
+pub(super) fn encode(at: Timestamp, id: Uuid) -> String {
     let mut bytes = [0_u8; BYTES];
-    bytes[..8].copy_from_slice(&place.at.as_micros().to_be_bytes());
-    bytes[8..].copy_from_slice(place.id.0.as_bytes());
+    bytes[..8].copy_from_slice(&at.as_micros().to_be_bytes());
+    bytes[8..].copy_from_slice(id.as_bytes());
     let mut text = String::with_capacity(BYTES / 3 * 4);
     for three in bytes.chunks_exact(3) {
         let word = u32::from_be_bytes([0, three[0], three[1], three[2]]);
@@ -25,7 +23,7 @@ pub(super) fn encode(place: LogCursor) -> String {
 }
 
 /// Decodes a cursor; none if it is not one of ours.
-pub(super) fn decode(text: &str) -> Option<LogCursor> {
+pub(super) fn decode(text: &str) -> Option<(Timestamp, Uuid)> {
     if text.len() != BYTES / 3 * 4 {
         return None;
     }
@@ -43,7 +41,7 @@ pub(super) fn decode(text: &str) -> Option<LogCursor> {
     if !(Timestamp::default()..=Timestamp::MAX).contains(&at) {
         return None;
     }
-    Some(LogCursor { at, id: RequestId(Uuid::from_slice(id).ok()?) })
+    Some((at, Uuid::from_slice(id).ok()?))
 }
 
 #[cfg(test)]
@@ -54,10 +52,10 @@ mod tests {
     proptest! {
         #[test]
         fn an_encoded_cursor_decodes_to_the_same_place(us in 0..=Timestamp::MAX.as_micros(), id: u128) {
-            let place = LogCursor { at: Timestamp::from_micros(us), id: RequestId(Uuid::from_u128(id)) };
-            let text = encode(place);
+            let (at, id) = (Timestamp::from_micros(us), Uuid::from_u128(id));
+            let text = encode(at, id);
             prop_assert!(text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_'));
-            prop_assert_eq!(decode(&text), Some(place));
+            prop_assert_eq!(decode(&text), Some((at, id)));
         }
     }
 
