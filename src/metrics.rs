@@ -151,6 +151,10 @@ metrics! {
     tokens: IntCounterVec = "keygate_tokens_total", labels &["route", "model", "kind"];
     /// Answers of metered routes that did not say what they used, by reason; and damaged events, with the reason event.
     meter_unreadable: IntCounterVec = "keygate_meter_unreadable_total", labels &["reason"];
+    /// Requests whose client has left and whose answer is read to its end, because their route has `on_disconnect = "drain"`.
+    answers_draining: IntGauge = "keygate_answers_draining";
+    /// Clients that left such a request, by what became of its answer: complete, or cut: full (too many at once), timeout, key (deleted, deactivated or expired), shutdown, backend (it failed or was late).
+    answers_drained: IntCounterVec = "keygate_answers_drained_total", labels &["result"];
     /// Units that requests in flight hold, by measure.
     held_units: IntGaugeVec = "keygate_held_units", labels &["measure"];
     /// Units by which requests that used more than they held have passed a limit, by measure.

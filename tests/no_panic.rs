@@ -12,7 +12,7 @@ use keygate::policy::http::head::{Framing, check, find_end, is_malformed_prefix}
 use keygate::policy::http::path::{canonical, check_query, decode_segment};
 use keygate::policy::keys::secret::{Peppers, SECRET_MAX, Secret, SecretShape, shape};
 use keygate::policy::meter::{
-    Meter, MeterEnd, MeterRule, MeterSource, Metered, MeteredRequest, Missing, Unpriced,
+    Meter, MeterEnd, MeterRule, MeterSource, Metered, MeteredRequest, Missing, OnDisconnect, Unpriced,
 };
 use std::ops::Range;
 
@@ -122,6 +122,7 @@ fn metered<'b>(kind: &'static str, pieces: impl Iterator<Item = &'b [u8]>) -> Me
     let rule = MeterRule {
         source: MeterSource::Llm,
         missing: Missing::Estimate,
+        on_disconnect: OnDisconnect::Delivered,
         max_bytes: 200,
         hold: 1,
         clamp: false,
@@ -132,7 +133,13 @@ fn metered<'b>(kind: &'static str, pieces: impl Iterator<Item = &'b [u8]>) -> Me
     let request = MeteredRequest { method: &Method::POST, request_id: b"" };
     let mut meter = Meter::new(&rule, &request, StatusCode::OK, &fields);
     pieces.for_each(|piece| meter.push(piece));
-    meter.finish(&MeterEnd { is_whole: true, request_bytes: 4, model_requested: &"".into(), held: None })
+    meter.finish(&MeterEnd {
+        missing: rule.missing(false),
+        is_whole: true,
+        request_bytes: 4,
+        model_requested: &"".into(),
+        held: None,
+    })
 }
 
 #[test]

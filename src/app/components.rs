@@ -24,6 +24,7 @@ use crate::policy::keys::credential::SecretPlace;
 use crate::policy::routing::forward::ForwardRules;
 use crate::policy::routing::route::{BadRoute, EndUserFrom, ResourceFrom, Route, RouteTable};
 use crate::policy::upstream::encryption::EncryptionKeys;
+use crate::proxy::connection::AnswerDrains;
 use crate::proxy::connection::address_limiter::AddressLimiter;
 use crate::proxy::observe::access::AccessLog;
 use crate::proxy::upstream::{StoredCredentials, Upstream};
@@ -202,6 +203,11 @@ pub(super) fn proxy(
         routing,
         recorder,
         usual: Arc::default(),
+        drains: AnswerDrains::new(
+            config.proxy.max_answers_drained,
+            config.proxy.answer_drain_timeout,
+            Arc::clone(&core.metrics),
+        ),
         metrics: Arc::clone(&core.metrics),
         clock: Arc::clone(&core.clock),
         limits,

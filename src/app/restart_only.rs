@@ -29,7 +29,7 @@ pub(super) fn changed(old: &Config, new: &Config) -> Vec<String> {
             proxy_protocol max_http2_streams max_invalid_keys max_preflights max_public_requests revocation_check threads max_header_bytes
             max_header_fields max_uri_bytes max_body_bytes first_byte_timeout header_timeout idle_timeout
             body_timeout write_timeout min_body_rate max_connections max_connections_per_address
-            max_requests_per_connection max_bytes_in_flight secret_headers end_user_header end_user_body_bytes
+            max_requests_per_connection max_bytes_in_flight max_answers_drained answer_drain_timeout secret_headers end_user_header end_user_body_bytes
             trust_request_id rate_limit_headers health_path redirect_to_https errors drain_delay drain_idle drain_timeout upgrade_timeout;;
         "admin" |c| &c.admin, AdminConfig:
             listen socket socket_mode threads max_body_bytes max_connections max_connections_per_address create_workspaces default_plan base_path error_text

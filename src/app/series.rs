@@ -9,7 +9,7 @@ use crate::model::usage::Outcome;
 use crate::policy::meter::Unreadable;
 use crate::policy::prices::OTHER;
 use crate::policy::routing::route::RouteTable;
-use crate::proxy::connection::CloseReason;
+use crate::proxy::connection::{CloseReason, DRAIN_RESULTS};
 use crate::proxy::server::listen::REFUSED;
 
 /// Outcomes of a request that matched a route, and of one that did not.
@@ -36,6 +36,9 @@ pub(super) fn show(metrics: &Metrics) {
     }
     for reason in Unreadable::ALL {
         metrics.meter_unreadable.with_label_values(&[reason.as_str()]);
+    }
+    for result in DRAIN_RESULTS {
+        metrics.answers_drained.with_label_values(&[result]);
     }
     for measure in Measure::METERED {
         metrics.held_units.with_label_values(&[measure.as_str()]);

@@ -96,6 +96,8 @@ impl Default for ProxyConfig {
             max_connections_per_address: 4_096,
             max_requests_per_connection: 100_000,
             max_bytes_in_flight: 512 << 20,
+            max_answers_drained: 256,
+            answer_drain_timeout: Duration::from_mins(2),
             secret_headers: vec![http::header::AUTHORIZATION, HeaderName::from_static("x-api-key")],
             end_user_header: HeaderName::from_static("x-end-user-id"),
             end_user_body_bytes: 1 << 20,

@@ -197,6 +197,16 @@ fn proxy(s: &mut Section<'_, '_>) -> ProxyConfig {
             d.max_bytes_in_flight,
         ),
         secret_headers: s.list("secret_headers", &HEADER, 1..=8, d.secret_headers),
+        max_answers_drained: s.value(
+            "max_answers_drained",
+            &Integer { min: 0, max: 1_000_000 },
+            d.max_answers_drained,
+        ),
+        answer_drain_timeout: s.value(
+            "answer_drain_timeout",
+            &span_ms(100, 3_600_000),
+            d.answer_drain_timeout,
+        ),
         end_user_header: s.value("end_user_header", &HEADER, d.end_user_header),
         end_user_body_bytes: s.value("end_user_body_bytes", &size(1 << 10, 64 << 20), d.end_user_body_bytes),
         trust_request_id: s.value("trust_request_id", &Flag, d.trust_request_id),

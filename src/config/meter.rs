@@ -5,12 +5,15 @@ use super::rule::{ByteSize, Flag, Integer, OrEmpty, ParsedText, Word, quote};
 use super::section::Section;
 use super::texts::header;
 use crate::model::key::CEILING_MAX;
-use crate::policy::meter::{HOLD_DEFAULT, JsonPointer, MeterRule, MeterSource, Missing, Unpriced};
+use crate::policy::meter::{
+    HOLD_DEFAULT, JsonPointer, MeterRule, MeterSource, Missing, OnDisconnect, Unpriced,
+};
 
 /// The parsed keys.
 pub(super) struct MeterFile {
     source: Option<MeterSource>,
     missing: Option<Missing>,
+    on_disconnect: Option<OnDisconnect>,
     max_bytes: u64,
     hold: u64,
     clamp: bool,
@@ -38,6 +41,7 @@ pub(super) fn meter(s: &mut Section<'_, '_>) -> MeterFile {
     MeterFile {
         source: s.value("meter", &OrEmpty(METER), None),
         missing: s.value("missing", &OrEmpty(Word::new()), None),
+        on_disconnect: s.value("on_disconnect", &OrEmpty(Word::new()), None),
         max_bytes: s.value("meter_max_bytes", &ByteSize { min: 1 << 10, max: 1 << 40 }, 64 << 20),
         hold: s.value("hold", &Integer { min: 1, max: CEILING_MAX }, HOLD_DEFAULT),
         clamp: s.value("clamp", &Flag, false),
@@ -48,7 +52,7 @@ pub(super) fn meter(s: &mut Section<'_, '_>) -> MeterFile {
 
 /// The meter of the `n`-th route; none if it has none.
 pub(super) fn checked_meter(n: usize, file: MeterFile, reading: &mut ConfigReader<'_>) -> Option<MeterRule> {
-    let MeterFile { source, missing, max_bytes, hold, clamp, unpriced, include_usage } = file;
+    let MeterFile { source, missing, on_disconnect, max_bytes, hold, clamp, unpriced, include_usage } = file;
     let path = |key: &str| format!("routes[{n}].{key}");
     let (meter_path, missing_path) = (path("meter"), path("missing"));
     let places = [missing_path.as_str(), meter_path.as_str()];
@@ -60,6 +64,7 @@ pub(super) fn checked_meter(n: usize, file: MeterFile, reading: &mut ConfigReade
             ("hold", hold != HOLD_DEFAULT),
             ("clamp", clamp),
             ("unpriced", unpriced == Some(Unpriced::Refuse)),
+            ("on_disconnect", on_disconnect.is_some()),
         ] {
             let place = path(key);
             if is_set && !reading.is_wrong(&meter_path) {
@@ -78,6 +83,10 @@ pub(super) fn checked_meter(n: usize, file: MeterFile, reading: &mut ConfigReade
         let message = format!("must be \"zero\" unless meter is \"llm\": {why}");
         reading.complain_of_conflict(&places, &message);
     }
+    if on_disconnect == Some(OnDisconnect::Hold) && !is_llm {
+        let message = "must be \"delivered\" or \"drain\" unless meter is \"llm\": what other requests hold does not say what they use";
+        reading.complain_of_conflict(&[&path("on_disconnect"), &meter_path], message);
+    }
     if clamp && !is_llm {
         let message = "has no effect unless meter is \"llm\": other requests name no maximum";
         reading.complain_of_conflict(&[&path("clamp"), &meter_path], message);
@@ -88,5 +97,7 @@ pub(super) fn checked_meter(n: usize, file: MeterFile, reading: &mut ConfigReade
     }
     let usual = if is_llm { Missing::Estimate } else { Missing::Zero };
     let (missing, unpriced) = (missing.unwrap_or(usual), unpriced.unwrap_or(Unpriced::Admit));
-    Some(MeterRule { source, missing, max_bytes, hold, clamp, unpriced, include_usage })
+    // Cutting the backend off costs least; what it does for nobody must be asked for.
+    let on_disconnect = on_disconnect.unwrap_or(OnDisconnect::Delivered);
+    Some(MeterRule { source, missing, on_disconnect, max_bytes, hold, clamp, unpriced, include_usage })
 }

@@ -123,6 +123,10 @@ pub struct ProxyConfig {
     pub max_requests_per_connection: u64,
     /// Most bytes of bodies in memory, of all connections together.
     pub max_bytes_in_flight: u64,
+    /// Most answers that are read on at once after their client has left.
+    pub max_answers_drained: usize,
+    /// Longest time for each of them.
+    pub answer_drain_timeout: Duration,
     /// Headers that may carry the secret, each once, in order of preference; in `authorization` it is a Bearer token.
     pub secret_headers: Vec<HeaderName>,
     /// The header that names the end user, unless a route says otherwise.

@@ -80,6 +80,10 @@ pub struct Ctx {
     pub answer_left: Option<u64>,
     /// Whether the response has been received completely.
     pub is_over: bool,
+    /// Whether the client had left before the response began.
+    pub is_unseen: bool,
+    /// Bytes of the response that came after it had left.
+    pub drained_bytes: u64,
     /// Its attempts at servers of the upstream.
     pub attempts: UpstreamAttempts,
     /// Whether limits were decided without the shared counters.
@@ -144,6 +148,8 @@ impl Ctx {
             body_bytes: 0,
             answer_left: None,
             is_over: false,
+            is_unseen: false,
+            drained_bytes: 0,
             attempts: UpstreamAttempts::default(),
             degraded: false,
             own_ns: 0,
@@ -163,10 +169,19 @@ impl Ctx {
 
     /// Puts what its meter found out into its record. `is_abandoned`: the client left, or nobody knows how it ended.
     pub fn settle_meter(&mut self, is_abandoned: bool, request_bytes: u64) {
-        if let (Some(meter), Some(record)) = (self.meter.take(), &mut self.record) {
-            let is_abandoned = is_abandoned && self.attempts.connected;
+        let Some(meter) = self.meter.take() else { return };
+        if let Some(connection) = self.connection.as_ref().filter(|_| meter.drains()) {
+            connection.end_drain(self.is_over);
+        }
+        let is_abandoned = (is_abandoned || self.was_drained()) && self.attempts.connected;
+        if let Some(record) = &mut self.record {
             meter.settle(RequestEnd { is_whole: self.is_over, is_abandoned, request_bytes }, record);
         }
+    }
+
+    /// Whether the client has left and its answer was read on.
+    pub fn was_drained(&self) -> bool {
+        self.connection.as_ref().is_some_and(|connection| connection.was_drained())
     }
 
     /// The route's name for metrics; empty if none matched.

@@ -11,8 +11,8 @@ use crate::model::id::KeyId;
 use crate::model::tokens::{ReadingSource, TokenCounts};
 use crate::policy::http::field_lines::EditFields;
 use crate::policy::meter::{
-    Meter, MeterEnd, Metered, MeteredRequest, RequestReader, Unreadable, UsageEventFilter, held_tokens,
-    model_in_path,
+    Meter, MeterEnd, Metered, MeteredRequest, OnDisconnect, RequestReader, Unreadable, UsageEventFilter,
+    held_tokens, model_in_path,
 };
 use crate::policy::routing::route::Route;
 use crate::usage::PendingRecord;
@@ -86,6 +86,11 @@ impl RequestMeter {
         self.hold = hold.map(|hold| HeldUnits::new(key, hold, Arc::clone(&self.metrics)));
     }
 
+    /// Whether its answer is to be read to its end even if the client leaves.
+    pub fn drains(&self) -> bool {
+        self.route.meter.as_ref().is_some_and(|rule| rule.on_disconnect == OnDisconnect::Drain)
+    }
+
     /// The head of an answer.
     pub fn answer_head(
         &mut self,
@@ -139,12 +144,13 @@ impl RequestMeter {
         let Some(rule) = &self.route.meter else { return };
         let answer = match self.answer.take().filter(|_| self.is_answered) {
             Some(answer) => answer,
-            None if end.is_abandoned => Meter::unanswered(rule),
+            None if end.is_abandoned => Meter::unanswered(),
             // No backend has answered, so nothing was used.
             None => return,
         };
         let model = self.request.model().or(self.model_in_path.as_deref()).unwrap_or_default();
         let metered = answer.finish(&MeterEnd {
+            missing: rule.missing(end.is_abandoned),
             is_whole: end.is_whole,
             request_bytes: end.request_bytes,
             model_requested: &model.into(),

@@ -334,6 +334,9 @@ impl ProxyHttp for Phases {
         let mut came = 0;
         if let (Some(part), Some(connection)) = (body, &ctx.connection) {
             came = part.len();
+            if connection.is_draining() {
+                ctx.drained_bytes += u64::try_from(came).unwrap_or_default();
+            }
             connection.on_buffered(part);
         }
         self.check_time_left(ctx).map_err(ForwardError::into_pingora)?;
@@ -356,6 +359,9 @@ impl ProxyHttp for Phases {
         if ctx.is_over {
             // Not a failure of the request: its response was received completely, and the client has it or has not
             // read it.
+            return FailToProxy { error_code: 0, can_reuse_downstream: false };
+        }
+        if ctx.was_drained() {
             return FailToProxy { error_code: 0, can_reuse_downstream: false };
         }
         let Some(denial) = ctx.client_fault().or_else(|| ForwardError::of(e).fault().map(Denial::Plain))
@@ -404,6 +410,7 @@ impl ProxyHttp for Phases {
         let written = status_written(session);
         let outcome = outcome_of(ctx, e.map(ForwardError::of), written);
         let sent = u64::try_from(session.body_bytes_sent()).unwrap_or(u64::MAX);
+        let sent = sent.saturating_sub(ctx.drained_bytes);
         let read = u64::try_from(session.body_bytes_read()).unwrap_or(u64::MAX);
         let has_body = read > 0;
         self.ended(&RequestMessage::of(session.req_header(), has_body), ctx, outcome, written, (read, sent));
@@ -448,7 +455,8 @@ impl Proxy {
         if ctx.is_health_check {
             return;
         }
-        Self::on_served(ctx, outcome == Outcome::Served);
+        Self::on_served(ctx, outcome == Outcome::Served || (ctx.is_over && ctx.was_drained()));
+        let written = written.filter(|_| !ctx.is_unseen);
         let status = match ctx.fault {
             // gRPC says what failed in a field of its own, with a status of success.
             Some(fault) if ctx.is_answered_by_grpc => fault.status(),
@@ -541,7 +549,8 @@ impl Proxy {
     pub(super) fn note_first_byte(&self, ctx: &mut Ctx, status: u16) {
         let so_far = self.elapsed(ctx).saturating_sub(Duration::from_nanos(ctx.own_ns));
         self.metrics.backend_seconds.with_label_values(&[ctx.route_name()]).observe(so_far.as_secs_f64());
-        if let Some(record) = &mut ctx.record {
+        ctx.is_unseen = ctx.was_drained();
+        if let Some(record) = ctx.record.as_mut().filter(|_| !ctx.is_unseen) {
             record.first_byte(status);
         }
         if let Some(meter) = &mut ctx.meter {

@@ -7,6 +7,7 @@ use crate::gate::Gate;
 use crate::metrics::Metrics;
 use crate::model::fault::ErrorForm;
 use crate::policy::http::source::TrustedProxies;
+use crate::proxy::connection::AnswerDrains;
 use crate::proxy::connection::address_limiter::AddressLimiter;
 use crate::proxy::holds::UsualOutput;
 use crate::proxy::message::ratelimit::RateLimitFamilies;
@@ -28,6 +29,8 @@ pub struct Proxy {
     pub recorder: Recorder,
     /// What answers of metered routes usually use.
     pub usual: Arc<UsualOutput>,
+    /// Answers read on after their client has left.
+    pub drains: Arc<AnswerDrains>,
     /// Metrics.
     pub metrics: Arc<Metrics>,
     /// The clock.

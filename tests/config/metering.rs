@@ -1,7 +1,7 @@
 //! The meter of a route: accepted and rejected values.
 
 use super::{parse, told};
-use keygate::policy::meter::{MeterRule, MeterSource, Missing};
+use keygate::policy::meter::{MeterRule, MeterSource, Missing, OnDisconnect};
 
 /// One route with these further lines, of which the first is the eighth of the file.
 fn route(more: &str) -> String {
@@ -24,6 +24,13 @@ fn a_route_says_how_it_is_metered() {
     assert!(!read("meter = \"llm\"\ninclude_usage = false").expect("a meter").include_usage);
     let hold = read("meter = \"llm\"\nmissing = \"hold\"").expect("a meter");
     assert_eq!(hold.missing, Missing::Hold);
+    assert_eq!(hold.on_disconnect, OnDisconnect::Delivered);
+    for (word, on_disconnect) in
+        [("drain", OnDisconnect::Drain), ("delivered", OnDisconnect::Delivered), ("hold", OnDisconnect::Hold)]
+    {
+        let rule = read(&format!("meter = \"llm\"\non_disconnect = \"{word}\"")).expect("a meter");
+        assert_eq!(rule.on_disconnect, on_disconnect);
+    }
     let json = read("meter = \"json:/usage/0/a~1b\"").expect("a meter");
     assert!(matches!(&json.source, MeterSource::Json(pointer) if pointer.to_string() == "/usage/0/a~1b"));
     assert_eq!(json.missing, Missing::Zero);
@@ -56,6 +63,15 @@ fn each_mistake_of_a_meter_is_told() {
         (
             "meter = \"header:X-Used\"\nmissing = \"hold\"",
             "9:11 routes[0].missing: must be \"zero\" unless meter is \"llm\": what other requests hold does not say what they use".to_owned(),
+        ),
+        ("on_disconnect = \"drain\"", "8:17 routes[0].on_disconnect: has no effect without meter".to_owned()),
+        (
+            "meter = \"llm\"\non_disconnect = \"cut\"",
+            "9:17 routes[0].on_disconnect: must be one of: drain, delivered, hold, or \"\" for none".to_owned(),
+        ),
+        (
+            "meter = \"json:/n\"\non_disconnect = \"hold\"",
+            "9:17 routes[0].on_disconnect: must be \"delivered\" or \"drain\" unless meter is \"llm\": what other requests hold does not say what they use".to_owned(),
         ),
         ("missing = \"hold\"", "8:11 routes[0].missing: has no effect without meter".to_owned()),
         (

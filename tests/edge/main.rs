@@ -21,6 +21,7 @@ mod closing;
 mod coded;
 mod credentials;
 mod decide;
+mod drained;
 mod end_users;
 mod error_forms;
 mod frames;

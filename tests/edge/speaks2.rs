@@ -7,12 +7,20 @@ use http::{HeaderMap, HeaderValue, Request, Response};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
+
+/// The events of the form `drip`.
+pub(crate) const DRIP: [&str; 2] = [
+    "data: {\"id\":\"c-1\",\"model\":\"gpt-4o\",\"choices\":[{\"delta\":{\"content\":\"Hello\"}}]}\n\n",
+    "data: {\"id\":\"c-1\",\"model\":\"gpt-4o\",\"choices\":[],\"usage\":{\"prompt_tokens\":90,\"completion_tokens\":40}}\n\n",
+];
 
 /// The backend. Dropping it ends it.
 pub(crate) struct Speaks2 {
     pub(crate) address: SocketAddr,
     heard: Arc<Mutex<Vec<(HeaderMap, Vec<u8>)>>>,
+    /// Each permit lets one answer of the form `drip` go on.
+    released: Arc<Semaphore>,
     _stop: oneshot::Sender<()>,
 }
 
@@ -22,7 +30,8 @@ impl Speaks2 {
         listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap();
         let heard: Arc<Mutex<Vec<_>>> = Arc::default();
-        let hears = Arc::clone(&heard);
+        let released = Arc::new(Semaphore::new(0));
+        let (hears, waits) = (Arc::clone(&heard), Arc::clone(&released));
         let (stop, stopped) = oneshot::channel::<()>();
         // A test may run inside a runtime, which must not start another.
         std::thread::spawn(move || {
@@ -31,7 +40,7 @@ impl Speaks2 {
                 let listener = TcpListener::from_std(listener).unwrap();
                 let accept = async {
                     while let Ok((stream, _)) = listener.accept().await {
-                        tokio::spawn(serve(stream, Arc::clone(&hears)));
+                        tokio::spawn(serve(stream, Arc::clone(&hears), Arc::clone(&waits)));
                     }
                 };
                 tokio::select! {
@@ -40,7 +49,12 @@ impl Speaks2 {
                 }
             });
         });
-        Self { address, heard, _stop: stop }
+        Self { address, heard, released, _stop: stop }
+    }
+
+    /// Lets one answer of the form `drip` go on to its end.
+    pub(crate) fn release(&self) {
+        self.released.add_permits(1);
     }
 
     /// The fields and body of each complete request.
@@ -49,10 +63,10 @@ impl Speaks2 {
     }
 }
 
-async fn serve(stream: TcpStream, heard: Arc<Mutex<Vec<(HeaderMap, Vec<u8>)>>>) {
+async fn serve(stream: TcpStream, heard: Arc<Mutex<Vec<(HeaderMap, Vec<u8>)>>>, released: Arc<Semaphore>) {
     let Ok(mut connection) = h2::server::handshake(stream).await else { return };
     while let Some(Ok((request, respond))) = connection.accept().await {
-        tokio::spawn(answer(request, respond, Arc::clone(&heard)));
+        tokio::spawn(answer(request, respond, Arc::clone(&heard), Arc::clone(&released)));
     }
 }
 
@@ -61,6 +75,7 @@ async fn answer(
     request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
     heard: Arc<Mutex<Vec<(HeaderMap, Vec<u8>)>>>,
+    released: Arc<Semaphore>,
 ) {
     let (head, mut body) = request.into_parts();
     let path = head.uri.path().to_owned();
@@ -115,6 +130,15 @@ async fn answer(
                 HeaderValue::from_static("0"),
             )]);
             to.as_mut().map(|to| to.send_trailers(trailers).ok());
+        }
+        // Two events: one at once, and one with the usage when it is released.
+        "drip" => {
+            let mut response = with(None);
+            response.headers_mut().insert("content-type", HeaderValue::from_static("text/event-stream"));
+            let mut to = begin(response, false);
+            send(&mut to, DRIP[0].as_bytes(), false);
+            released.acquire().await.unwrap().forget();
+            send(&mut to, DRIP[1].as_bytes(), true);
         }
         _ => {
             let mut to = begin(with(Some("2")), false);

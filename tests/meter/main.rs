@@ -9,8 +9,8 @@ use http::header::{CONTENT_ENCODING, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, StatusCode};
 use keygate::model::tokens::{MeterReading, ReadingSource, TokenCounts};
 use keygate::policy::meter::{
-    JsonPointer, Meter, MeterEnd, MeterRule, MeterSource, Metered, MeteredRequest, Missing, Unpriced,
-    Unreadable,
+    JsonPointer, Meter, MeterEnd, MeterRule, MeterSource, Metered, MeteredRequest, Missing, OnDisconnect,
+    Unpriced, Unreadable,
 };
 use std::fs;
 use std::io::Read;
@@ -148,6 +148,7 @@ impl Exchange {
         }
         let model: Arc<str> = "asked-for".into();
         let end = MeterEnd {
+            missing: self.rule.missing(false),
             is_whole: self.is_whole,
             request_bytes: self.request_bytes,
             model_requested: &model,
@@ -190,6 +191,7 @@ fn parsed(name: &str, file: &str) -> Exchange {
         rule: MeterRule {
             source,
             missing: Missing::Estimate,
+            on_disconnect: OnDisconnect::Delivered,
             max_bytes: 64 * 1024 * 1024,
             hold: 1,
             clamp: false,

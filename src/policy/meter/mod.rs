@@ -29,7 +29,7 @@ pub use request::{RequestFacts, RequestReader, is_completions, model_in_path};
 pub use rewrite::BodyEdits;
 pub use usual::OutputSketch;
 
-use crate::model::key::words;
+use crate::model::key::{Measure, words};
 use crate::model::tokens::{MeterReading, ReadingSource, TokenCounts};
 use crate::policy::http::field_lines::EditFields;
 use body::{Body, BodyState, Framing, UsageSink as _};
@@ -59,6 +59,8 @@ pub struct MeterRule {
     pub source: MeterSource,
     /// What counts when the answer of a language model does not say it.
     pub missing: Missing,
+    /// What counts when the client leaves before the end of the answer.
+    pub on_disconnect: OnDisconnect,
     /// How many decoded bytes of an answer are looked at.
     pub max_bytes: u64,
     /// Output tokens that a request holds at most.
@@ -94,6 +96,18 @@ words!(
         Hold = "hold",
         /// Nothing.
         Zero = "zero",
+    }
+);
+
+words!(
+    /// What counts when a client leaves before the end of the answer.
+    OnDisconnect {
+        /// What the whole answer used: it is read to its end.
+        Drain = "drain",
+        /// What had come until then, by [`Missing`].
+        Delivered = "delivered",
+        /// What the request held of its limits.
+        Hold = "hold",
     }
 );
 
@@ -145,6 +159,8 @@ pub struct MeteredRequest<'r> {
 /// How an exchange ended.
 #[derive(Clone, Copy, Debug)]
 pub struct MeterEnd<'r> {
+    /// What counts if the answer does not say it.
+    pub missing: Missing,
     /// Whether the whole answer was shown to the meter.
     pub is_whole: bool,
     /// The size of the request's body.
@@ -168,7 +184,6 @@ pub struct Metered {
 
 /// Meters one answer.
 pub struct Meter {
-    missing: Missing,
     id: Option<Box<str>>,
     decoder: BodyDecoder,
     reader: Reader,
@@ -194,6 +209,17 @@ enum Reader {
 // === impl MeterRule, Meter ===
 
 impl MeterRule {
+    /// Whether it finds out how much of this measure an answer used.
+    pub fn counts(&self, measure: Measure) -> bool {
+        // Of one number nobody knows what it is made of, or what it costs.
+        matches!(measure, Measure::Requests | Measure::Tokens) || self.is_llm()
+    }
+
+    /// What counts when an answer does not say what it used. `is_abandoned`: the client has left before its end.
+    pub fn missing(&self, is_abandoned: bool) -> Missing {
+        if is_abandoned && self.on_disconnect == OnDisconnect::Hold { Missing::Hold } else { self.missing }
+    }
+
     /// Whether the answers are those of language models.
     pub fn is_llm(&self) -> bool {
         self.source == MeterSource::Llm
@@ -212,7 +238,6 @@ impl Meter {
         let id = ids.filter(|id| *id != request.request_id).find_map(|id| std::str::from_utf8(id).ok());
         let id = id.filter(|id| is_label(id)).map(Into::into);
         let mut meter = Self {
-            missing: rule.missing,
             id,
             decoder: BodyDecoder::identity(),
             reader: Reader::Unused,
@@ -248,9 +273,8 @@ impl Meter {
     }
 
     /// A meter for a request that the client has given up before the answer began.
-    pub fn unanswered(rule: &MeterRule) -> Self {
+    pub fn unanswered() -> Self {
         Self {
-            missing: rule.missing,
             id: None,
             decoder: BodyDecoder::identity(),
             reader: Reader::Opaque,
@@ -353,7 +377,7 @@ impl Meter {
 
     /// An answer that does not say what it used, or only what it had used when it began.
     fn estimated(&self, begun: TokenCounts, text_bytes: u64, why: Unreadable, end: &MeterEnd<'_>) -> Metered {
-        if self.missing == Missing::Zero {
+        if end.missing == Missing::Zero {
             return self.found(begun, ReadingSource::Missing, Some(why), end);
         }
         // Where nothing of the body was understood, all of it is taken for text.
@@ -361,7 +385,7 @@ impl Meter {
             Unreadable::Coding | Unreadable::Malformed => text_bytes.max(self.bytes),
             _ => text_bytes,
         };
-        let (input, output, source) = match end.held.filter(|_| self.missing == Missing::Hold) {
+        let (input, output, source) = match end.held.filter(|_| end.missing == Missing::Hold) {
             Some(held) => (held.input, held.output, ReadingSource::Held),
             None => (tokens_of(end.request_bytes), tokens_of(text_bytes), ReadingSource::Estimated),
         };

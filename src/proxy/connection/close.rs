@@ -56,6 +56,10 @@ numbered!(
         HeldBack,
         /// The gateway stops.
         Stopping,
+        /// The client has left, and the backend took too long for the rest of its response.
+        DrainLate,
+        /// The client has left, and the gateway stops before the backend's response is complete.
+        DrainStopped,
     }
 );
 
@@ -176,6 +180,8 @@ impl CloseReason {
             Self::OverBudget => "over_budget",
             Self::HeldBack => "held_back",
             Self::Stopping => "stopping",
+            Self::DrainLate => "drain_late",
+            Self::DrainStopped => "drain_stopped",
         }
     }
 

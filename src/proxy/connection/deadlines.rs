@@ -396,6 +396,9 @@ impl Connection {
             let is_served = Stage::of(self.due.stage.load(Ordering::Relaxed)) == Some(Stage::Request);
             return (is_served && !is_told && !self.is_tunnel()).then_some(CloseReason::Unheard);
         }
+        if let Some(end) = self.drain_overdue(now, stopping.is_some()) {
+            return Some(end);
+        }
         let stage = Stage::of(self.due.stage.load(Ordering::Relaxed))?;
         if let (Stage::FirstByte | Stage::Idle, Some(stopping)) = (stage, stopping) {
             let since = stopping.max(self.due.since.load(Ordering::Relaxed));

@@ -5,6 +5,7 @@
 //! elsewhere are socket errors.
 
 mod protocol;
+mod write;
 
 use super::socket::{HangUpWatch, Socket};
 use super::{BODY_BUT_END, BODY_COMES, BODY_WHOLE, CloseReason, Connection};
@@ -55,6 +56,8 @@ pub(in crate::proxy) struct H1ClientStream {
     keeps_end: bool,
     /// Whether closing the socket resets the connection.
     resets: bool,
+    /// Whether the client has left and its answer is read on: what is written goes nowhere.
+    is_sink: bool,
     /// Where the stream is put if Pingora drops it too early.
     dropped: Option<DroppedStream>,
 }
@@ -102,6 +105,7 @@ impl H1ClientStream {
             answered: false,
             keeps_end: false,
             resets: false,
+            is_sink: false,
             dropped: None,
         }
     }
@@ -178,6 +182,9 @@ impl H1ClientStream {
 
     fn poll_more(&mut self, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
         self.check_end()?;
+        if self.is_sink {
+            return Poll::Ready(Ok(0));
+        }
         self.connection.register_waker(context);
         if self.read_buf.is_empty() {
             // An idle connection holds no buffer.
@@ -230,7 +237,13 @@ impl AsyncRead for H1ClientStream {
     ) -> Poll<io::Result<()>> {
         self.check_end()?;
         self.connection.register_waker(context);
-        self.send_gathered(context)?;
+        if self.is_sink {
+            // Only closing the connection ends the wait.
+            return Poll::Pending;
+        }
+        if let Err(error) = self.send_gathered(context) {
+            return if self.become_sink() { Poll::Pending } else { Poll::Ready(Err(error)) };
+        }
         if self.connection.is_tunnel() {
             return self.poll_tunnel(context, into);
         }
@@ -244,7 +257,8 @@ impl AsyncRead for H1ClientStream {
             return Poll::Ready(Ok(()));
         }
         if self.is_between_requests() {
-            return self.poll_closed(context);
+            let closed = self.poll_closed(context);
+            return if closed.is_ready() && self.become_sink() { Poll::Pending } else { closed };
         }
         let before = into.filled().len();
         let polled = self.poll_body(context, into);
@@ -370,7 +384,8 @@ impl H1ClientStream {
 
     /// Whether to read on after the response: the client has or gets one, can still receive it, and is still sending.
     fn must_read_rest(&self) -> bool {
-        if self.connection.close_ends_answer()
+        if self.is_sink
+            || self.connection.close_ends_answer()
             || self.connection.close_reason() == Some(CloseReason::RestLate)
         {
             return false;
@@ -396,21 +411,6 @@ impl H1ClientStream {
             Poll::Ready(sent) => sent,
             Poll::Pending => Ok(()),
         }
-    }
-
-    /// Writes to the client directly. The write buffer must be empty.
-    pub(in crate::proxy) fn poll_send(
-        &mut self,
-        context: &mut Context<'_>,
-        bytes: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        debug_assert!(self.io.buffer().is_empty() && self.head.is_empty(), "nothing is gathered");
-        self.check_write(context)?;
-        self.heed_end();
-        self.look_for_end(context);
-        let polled = Pin::new(self.io.get_mut()).poll_write_vectored(context, bytes);
-        let polled = self.written(polled);
-        self.on_written(polled)
     }
 
     fn poll_head(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -464,71 +464,6 @@ impl H1ClientStream {
     }
 }
 
-impl AsyncWrite for H1ClientStream {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        self.check_write(context)?;
-        self.heed_end();
-        self.look_for_end(context);
-        if bytes == LAST_CHUNK && !self.connection.holds_no_permits() && self.is_between_requests() {
-            self.keeps_end = true;
-        }
-        let polled = self.poll_head(context);
-        ready!(self.written(polled))?;
-        let date = self.connection.take_date();
-        let polled = if date.is_some_and(|date| write_dated(bytes, date.as_bytes(), &mut self.head)) {
-            // Bytes that the socket does not accept yet are written before the next ones.
-            match self.poll_head(context) {
-                Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
-                Poll::Ready(Ok(())) | Poll::Pending => Poll::Ready(Ok(bytes.len())),
-            }
-        } else {
-            Pin::new(&mut self.io).poll_write(context, bytes)
-        };
-        let polled = self.written(polled);
-        self.on_written(polled)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        self.check_write(context)?;
-        let polled = self.poll_head(context);
-        ready!(self.written(polled))?;
-        let polled = Pin::new(&mut self.io).poll_write_vectored(context, bytes);
-        let polled = self.written(polled);
-        self.on_written(polled)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.check_write(context)?;
-        self.heed_end();
-        if self.keeps_end {
-            return Poll::Ready(Ok(()));
-        }
-        let polled = self.poll_flush_all(context);
-        self.written(polled)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.check_write(context)?;
-        self.heed_end();
-        let polled = self.poll_head(context);
-        ready!(self.written(polled))?;
-        let polled = Pin::new(&mut self.io).poll_shutdown(context);
-        self.written(polled)
-    }
-}
-
 impl Drop for H1ClientStream {
     fn drop(&mut self) {
         // Of an incomplete response, buffered bytes are sent as far as the socket accepts them at once.
@@ -553,26 +488,13 @@ impl Drop for H1ClientStream {
                 answered: self.answered,
                 keeps_end: false,
                 resets: false,
+                is_sink: false,
                 dropped: stays.then(|| dropped.clone()),
             });
             *dropped.place() =
                 Some(if stays { ReturnedStream::Open(rest) } else { ReturnedStream::Unread(rest) });
         }
     }
-}
-
-/// Copies a head written by Pingora, with Pingora's `Date` replaced by the backend's.
-fn write_dated(head: &[u8], date: &[u8], into: &mut BytesMut) -> bool {
-    const NAME: &[u8] = b"\r\nDate: ";
-    let place = || {
-        let at = memchr::memmem::find(head, NAME)? + NAME.len();
-        Some((at, at + memchr::memchr(b'\r', &head[at..])?))
-    };
-    let Some((at, end)) = place() else { return false };
-    for part in [&head[..at], date, &head[end..]] {
-        into.extend_from_slice(part);
-    }
-    true
 }
 
 impl DroppedStream {

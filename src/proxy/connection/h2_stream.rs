@@ -54,6 +54,8 @@ pub(in crate::proxy) struct H2ClientStream {
     written: usize,
     /// Whether the response is complete.
     ended: bool,
+    /// Whether the client has left and its answer is read on: what is written goes nowhere.
+    is_sink: bool,
     /// Whether the response is only a head, which is withheld until the request's permits are released.
     kept: bool,
     write_within: Option<Duration>,
@@ -93,6 +95,7 @@ impl H2ClientStream {
             writer: None,
             written: 0,
             ended: false,
+            is_sink: false,
             kept: false,
             write_within: None,
             drain_within: None,
@@ -129,11 +132,17 @@ impl H2ClientStream {
         Ok(Some(part))
     }
 
-    /// Returns when the client resets the stream or disconnects, or when the stream is closed.
+    /// Returns when the client resets the stream or disconnects, or when the stream is closed. A client whose answer is read on may
+    /// do both.
     async fn client_gone(&mut self) -> Error {
         let reason = std::future::poll_fn(|context| match ended(&self.connection) {
             Some(late) => Poll::Ready(Err(late)),
-            None => self.poll_reset(context).map(Ok),
+            // The task is woken when the stream is closed.
+            None if self.is_sink => Poll::Pending,
+            None => match self.poll_reset(context) {
+                Poll::Ready(_) if self.become_sink() => Poll::Pending,
+                polled => polled.map(Ok),
+            },
         });
         match reason.await {
             Ok(Ok(reason)) => {
@@ -141,6 +150,20 @@ impl H2ClientStream {
             }
             Ok(Err(error)) => *Error::because(ErrorType::H2Error, "client reset the stream", error),
             Err(late) => *late,
+        }
+    }
+
+    /// The client has left after it has sent its whole request. Returns whether its answer is read on.
+    fn become_sink(&mut self) -> bool {
+        self.is_sink = self.is_sink || (self.is_read() && self.connection.begin_drain());
+        self.is_sink
+    }
+
+    /// The result of a write, which succeeds if the client has left and its answer is read on.
+    fn unless_sink<T: Default>(&mut self, written: Result<T>) -> Result<T> {
+        match written {
+            Err(error) if error.etype != ErrorType::WriteTimedout && self.become_sink() => Ok(T::default()),
+            written => written,
         }
     }
 
@@ -165,7 +188,8 @@ impl H2ClientStream {
         if is_interim {
             let interim = Response::from_parts(answer.as_owned_parts(), ());
             let sent = self.respond.send_informational(interim);
-            return sent.or_err(ErrorType::WriteError, "an interim answer");
+            let sent = sent.or_err(ErrorType::WriteError, "an interim answer");
+            return self.unless_sink(sent);
         }
         self.answer = Some(answer);
         self.ended = end;
@@ -177,10 +201,11 @@ impl H2ClientStream {
     }
 
     fn send_head(&mut self, end: bool) -> Result<()> {
-        let Some(answer) = &self.answer else { return Ok(()) };
+        let Some(answer) = self.answer.as_ref().filter(|_| !self.is_sink) else { return Ok(()) };
         let response = Response::from_parts(answer.as_owned_parts(), ());
-        let writer = self.respond.send_response(response, end);
-        self.writer = Some(writer.or_err(ErrorType::WriteError, "the head of an answer")?);
+        let writer =
+            self.respond.send_response(response, end).or_err(ErrorType::WriteError, "the head of an answer");
+        self.writer = self.unless_sink(writer.map(Some))?;
         Ok(())
     }
 
@@ -194,16 +219,22 @@ impl H2ClientStream {
             return if end { self.write_end(None) } else { Ok(()) };
         }
         while !part.is_empty() {
-            let room = self.room_for(part.len()).await?.min(part.len());
+            let room = if self.is_sink { Ok(0) } else { self.room_for(part.len()).await };
+            let room = self.unless_sink(room)?.min(part.len());
+            // Nobody takes the rest.
+            let room = if self.is_sink { part.len() } else { room };
             let piece = part.split_to(room);
             let is_end = part.is_empty();
             if is_end && is_last {
                 // Releases the request's permits if this is known to be the end of the response.
                 self.connection.release_at_end();
             }
-            let Some(writer) = &mut self.writer else { return Ok(()) };
-            let sent = writer.send_data(piece, end && is_end);
-            sent.or_err(ErrorType::WriteError, "a part of an answer").map_err(Error::into_down)?;
+            if !self.is_sink {
+                let Some(writer) = &mut self.writer else { return Ok(()) };
+                let sent = writer.send_data(piece, end && is_end);
+                let sent = sent.or_err(ErrorType::WriteError, "a part of an answer");
+                self.unless_sink(sent).map_err(Error::into_down)?;
+            }
             self.connection.on_flushed(room);
             self.written += room;
         }
@@ -246,12 +277,17 @@ impl H2ClientStream {
     fn write_end(&mut self, trailers: Option<HeaderMap>) -> Result<()> {
         let Some(writer) = self.writer.as_mut().filter(|_| !self.ended) else { return Ok(()) };
         self.connection.release_at_end();
+        if self.is_sink {
+            self.ended = true;
+            return Ok(());
+        }
         let written = match trailers {
             Some(trailers) => writer.send_trailers(trailers),
             None => writer.send_data(Bytes::new(), true),
         };
         self.ended = true;
-        written.or_err(ErrorType::WriteError, "the end of an answer")
+        let written = written.or_err(ErrorType::WriteError, "the end of an answer");
+        self.unless_sink(written)
     }
 }
 

@@ -27,6 +27,7 @@ pub mod address_limiter;
 mod buffered;
 mod close;
 mod deadlines;
+mod drain;
 pub(super) mod h1_stream;
 pub(super) mod h2_stream;
 pub(super) mod kept_body;
@@ -38,12 +39,14 @@ pub use buffered::{BufferedBody, KeptBytesGuard};
 pub use close::CloseReason;
 pub(super) use deadlines::{BackendTimeout, REST_WITHIN, TICK, ms};
 pub use deadlines::{Deadlines, Stage};
+pub use drain::{AnswerDrains, DRAIN_RESULTS};
 
 use crate::keyring::Presented;
 use buffered::{BufferedBytes, MemoryBudget};
 use bytes::Bytes;
 use close::CloseState;
 use deadlines::StageTimer;
+use drain::DrainState;
 use http::HeaderValue;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
@@ -101,6 +104,7 @@ pub struct Connection {
     permits: Mutex<Option<Box<dyn Send>>>,
     due: StageTimer,
     buffered: BufferedBytes,
+    drain: DrainState,
     close: CloseState,
 }
 
@@ -165,6 +169,7 @@ impl Connection {
             permits: Mutex::default(),
             due: StageTimer::new(),
             buffered: BufferedBytes::default(),
+            drain: DrainState::default(),
             close: CloseState::new(),
         }
     }

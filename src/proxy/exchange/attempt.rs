@@ -370,7 +370,10 @@ impl<'a> Attempt<'a> {
         if !down.is_empty() {
             ready!(down.poll_drain(|bytes| client.poll_send(context, bytes))).map_err(|_| gone)?;
             ready!(Pin::new(&mut *self.client).poll_flush(context)).map_err(|_| gone)?;
-            self.sent += std::mem::take(&mut self.sending);
+            let sent = std::mem::take(&mut self.sending);
+            if !self.client.is_sink() {
+                self.sent += sent;
+            }
         }
         Poll::Ready(Ok(()))
     }

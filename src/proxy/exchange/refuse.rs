@@ -19,6 +19,9 @@ impl Exchange<'_> {
     /// The backend's response is complete.
     pub(super) async fn finish(&mut self) -> Exchanged {
         self.end(None);
+        if self.ctx.was_drained() {
+            return Exchanged::Gone;
+        }
         // The rest of a request body that arrives after the response is discarded. The connection's deadline limits
         // the time.
         if !self.discard_body().await {
@@ -47,7 +50,7 @@ impl Exchange<'_> {
         if !self.ctx.attempts.connected {
             give_back(self.ctx);
         }
-        if self.ctx.is_over {
+        if self.ctx.is_over || self.ctx.was_drained() {
             // Not a failure of the request: its response was received completely, and the client has it or has not
             // read it.
             return self.abandon(Some(error));

@@ -378,7 +378,7 @@ impl Proxy {
             replayable: facts.replayable,
             answered: ctx.attempts.is_answered() || facts.answer_written,
         };
-        let Some(upstream) = upstream_of(ctx) else { return false };
+        let Some(upstream) = upstream_of(ctx).filter(|_| !ctx.was_drained()) else { return false };
         let may = broken.may_repeat(request)
             && ctx.attempts.attempts < upstream.settings.attempts
             && upstream.has_another(&ctx.attempts.tried);

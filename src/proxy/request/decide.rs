@@ -123,6 +123,11 @@ impl Proxy {
         ctx.record = Some(record);
         ctx.meter =
             ctx.route.as_ref().and_then(|route| RequestMeter::of(route, path, &self.metrics, &self.usual));
+        if let (Some(meter), Some(connection)) = (&ctx.meter, &ctx.connection)
+            && meter.drains()
+        {
+            connection.offer_drain(&self.drains);
+        }
     }
 
     /// Charges the limits and starts the usage record.

@@ -29,6 +29,9 @@ pub(in crate::proxy) fn release_permits(ctx: &mut Ctx) {
 
 /// The outcome of a request. `written` is the status sent to the client, if any.
 pub(in crate::proxy) fn outcome_of(ctx: &Ctx, error: Option<ForwardError>, written: Option<u16>) -> Outcome {
+    if ctx.was_drained() {
+        return Outcome::Aborted;
+    }
     match (ctx.fault, error) {
         (None, Some(_))
             if ctx.connection.as_ref().is_some_and(|c| c.close_reason() == Some(CloseReason::RestLate)) =>
