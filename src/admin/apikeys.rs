@@ -233,6 +233,7 @@ pub(super) async fn create_key(
 ) -> Result<ApiResponse<IssuedKey>, AdminError> {
     let at = admin.now();
     let input = CreateKeyInput::read(&body, &workspace, at).map_err(AdminError::fields)?;
+    admin.check_counted(&input.limits, Some(&input.scopes))?;
     let plan = plan_of(&admin, &workspace).await?;
     let (secret, credential) = issue(&admin, input.kind);
     let key = input
@@ -298,7 +299,7 @@ pub(super) async fn update_key(
     let at = admin.now();
     let id = id.key_id()?;
     let key = find(&admin, &workspace, id).await?;
-    let (kind, expires_at) = (key.key.kind, key.key.expires_at);
+    let (kind, expires_at, scopes) = (key.key.kind, key.key.expires_at, key.key.scopes.clone());
     let view = KeyView::new(key, at);
     let edits = view.changes(body);
     let input = UpdateKeyInput::read(&edits, expires_at, at).map_err(AdminError::fields)?;
@@ -307,6 +308,9 @@ pub(super) async fn update_key(
     }
     // A key's type never changes, so what was checked against it is still valid when the store writes.
     let patch = input.into_patch(kind).map_err(AdminError::fields)?;
+    if let Some(limits) = &patch.limits {
+        admin.check_counted(limits, Some(patch.scopes.as_ref().unwrap_or(&scopes)))?;
+    }
     let call = admin.deps.store.update_key(&workspace, id, patch, &actor, at);
     let changed = admin.write_versioned(Fault::KeyNotFound, call).await?;
     let propagation = spread(&admin, &wait, changed.version).await;

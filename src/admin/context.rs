@@ -2,6 +2,7 @@
 
 use super::auth::{Auth, Identity, NotVerified};
 use super::error::AdminError;
+use super::input::{FieldError, uncounted};
 use super::introspection::Introspection;
 use super::jwks::RemoteJwks;
 use crate::clock::{Clock, Timestamp};
@@ -9,7 +10,8 @@ use crate::keyring::Keyring;
 use crate::metrics::Metrics;
 use crate::model::fault::{ErrorText, Fault};
 use crate::model::id::{CredentialId, PlanId, WorkspaceId};
-use crate::model::key::Per;
+use crate::model::key::{Ceiling, Measure, Per};
+use crate::model::scope::Scopes;
 use crate::model::usage::UsageSubject;
 use crate::policy::http::cors::Cors;
 use crate::policy::keys::limit::MeteredUnits;
@@ -106,6 +108,8 @@ pub trait Backends: Send + Sync {
     fn has_upstream(&self, name: &str) -> bool;
     /// The keys that encrypt credentials; none: this node has none.
     fn encryption_keys(&self) -> Option<&EncryptionKeys>;
+    /// Why a limit on this measure would count nothing, for a key with these scopes, or for any key; none if it counts.
+    fn why_uncounted(&self, measure: Measure, granted: Option<&Scopes>) -> Option<String>;
     /// Whether this node can decrypt a credential.
     fn is_usable(&self, id: CredentialId) -> bool;
 }
@@ -166,6 +170,21 @@ const SEEN_FOR: Duration = Duration::from_secs(1);
 impl Admin {
     pub(super) fn new(deps: AdminDeps, document: String) -> Self {
         Self { deps, document: document.into(), seen: Cache::new(SEEN_MAX) }
+    }
+
+    /// Refuses limits that would count nothing; `granted` as for [`Backends::why_uncounted`].
+    pub(super) fn check_counted(
+        &self,
+        limits: &[Ceiling],
+        granted: Option<&Scopes>,
+    ) -> Result<(), AdminError> {
+        let errors = self.uncounted(limits, granted);
+        if errors.is_empty() { Ok(()) } else { Err(AdminError::fields(errors)) }
+    }
+
+    /// The mistakes of such limits.
+    pub(super) fn uncounted(&self, limits: &[Ceiling], granted: Option<&Scopes>) -> Vec<FieldError> {
+        uncounted(limits, |measure| self.deps.backends.why_uncounted(measure, granted))
     }
 
     pub(super) fn now(&self) -> Timestamp {

@@ -97,6 +97,11 @@ pub(super) async fn create_grant(
 ) -> Result<ApiResponse<GrantView>, AdminError> {
     let at = admin.now();
     let grant = CreateGrantInput::read(&body, at).map_err(AdminError::fields)?.into_grant(&actor.subject, at);
+    if let GrantedLimit::Further { count, .. } = grant.limit
+        && let Some(why) = admin.deps.backends.why_uncounted(count, None)
+    {
+        return Err(AdminError::field("count", why));
+    }
     let id: WorkspaceId = id.id(Fault::NotFound)?;
     let call = admin.deps.store.create_grant(&id, grant, &actor, at);
     let made = admin.write(Fault::NotFound, call).await?;

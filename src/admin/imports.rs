@@ -126,7 +126,10 @@ fn read_key(
 ) -> Result<ImportedKey, Vec<FieldError>> {
     let (prefix, peppers) = (&admin.deps.secret_prefix, &admin.deps.peppers);
     let input = ImportKeyInput::read(fields, workspace, prefix, &by.subject, at)?;
-    Ok(input.into_key(workspace.clone(), plan, prefix, peppers))
+    let imported = input.into_key(workspace.clone(), plan, prefix, peppers);
+    let key = &imported.key.key;
+    let errors = admin.uncounted(&key.ceilings.limits, Some(&key.scopes));
+    if errors.is_empty() { Ok(imported) } else { Err(errors) }
 }
 
 async fn store_keys(

@@ -68,6 +68,7 @@ pub(super) async fn create_plan(
 ) -> Result<ApiResponse<PlanView>, AdminError> {
     let at = admin.now();
     let plan = CreatePlanInput::read(&body).map_err(AdminError::fields)?.into_record(at);
+    admin.check_counted(&plan.plan.limits, None)?;
     let made = admin.write(Fault::NotFound, admin.deps.store.create_plan(plan, &actor, at)).await?;
     Ok(ApiResponse::created(PlanView::new(made)))
 }
@@ -125,6 +126,9 @@ pub(super) async fn update_plan(
     let id: PlanId = id.id(Fault::NotFound)?;
     belongs_to_api(&admin, &id)?;
     let patch = UpdatePlanInput::read(&body).map_err(AdminError::fields)?.into_patch();
+    if let Some(limits) = &patch.limits {
+        admin.check_counted(limits, None)?;
+    }
     let call = admin.deps.store.update_plan(&id, patch, &actor, admin.now());
     let plan = admin.write(Fault::NotFound, call).await?;
     Ok(ApiResponse::ok(PlanView::new(plan)))

@@ -17,10 +17,13 @@ use crate::gate::{Gate, Rehash, RehashJobs, RehashQueue};
 use crate::keyring::{FeedFollower, FeedOptions, Keyring, NodeReporter};
 use crate::metrics::Metrics;
 use crate::model::id::CredentialId;
+use crate::model::key::Measure;
+use crate::model::scope::Scopes;
 use crate::policy::http::cors::{Cors, OriginRule, Origins};
 use crate::policy::http::source::TrustedProxies;
 use crate::policy::keys::claims::is_claim;
 use crate::policy::keys::credential::SecretPlace;
+use crate::policy::routing::counted::why_uncounted;
 use crate::policy::routing::forward::ForwardRules;
 use crate::policy::routing::route::{BadRoute, EndUserFrom, ResourceFrom, Route, RouteTable};
 use crate::policy::upstream::encryption::EncryptionKeys;
@@ -411,6 +414,10 @@ struct KnownBackends {
 impl Backends for KnownBackends {
     fn has_upstream(&self, name: &str) -> bool {
         self.routing.load().upstreams.iter().any(|upstream| *upstream.settings.name == *name)
+    }
+
+    fn why_uncounted(&self, measure: Measure, granted: Option<&Scopes>) -> Option<String> {
+        why_uncounted(self.routing.load().routes.key_routes(), measure, granted)
     }
 
     fn encryption_keys(&self) -> Option<&EncryptionKeys> {

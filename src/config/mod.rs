@@ -39,6 +39,7 @@ pub use upstream::{
 };
 
 use crate::fileio;
+use crate::policy::routing::counted::KeyRoute;
 use crate::policy::text::plain_value::without_bom;
 use reader::ConfigReader;
 use section::Section;
@@ -67,6 +68,12 @@ pub fn example_config() -> &'static str {
 }
 
 impl Config {
+    /// The routes that take a key.
+    pub fn key_routes(&self) -> impl Iterator<Item = KeyRoute<'_>> {
+        let routes = self.routes.iter().filter(|route| !route.public);
+        routes.map(|route| KeyRoute { scopes: &route.scopes, meter: route.meter.as_ref() })
+    }
+
     /// Reads the file at `path`, if one is given, with the variables `env`, on the machine `host_name`. The file may be a
     /// pipe.
     pub fn load(path: Option<&Path>, env: &[(String, String)], host_name: &str) -> Result<Self, ConfigError> {

@@ -23,6 +23,7 @@ use crate::model::key::{Ceiling, Per, RATE_MAX};
 use crate::model::scope::{Scopes, check_required};
 use crate::model::server::RedisKind;
 use crate::policy::keys::credential::SecretPlace;
+use crate::policy::routing::counted::why_uncounted;
 use crate::policy::routing::route::{EndUserFrom, ResourceFrom};
 use http::HeaderName;
 use std::collections::BTreeMap;
@@ -55,6 +56,7 @@ pub(super) fn validate(file: ConfigFile, host_name: &str, reading: &mut ConfigRe
     names_differ(&names, "upstreams", reading);
     config.upstreams = upstreams(file.upstreams, &config.proxy, reading);
     config.routes = routes(file.routes, &names, &config.proxy, reading);
+    limits_are_counted(&config, reading);
     config.prices = prices::checked(file.prices, reading);
     config
 }
@@ -332,6 +334,18 @@ fn plans(files: Vec<(String, PlanFile)>, reading: &mut ConfigReader<'_>) -> Vec<
         }
     }
     plans.into_values().collect()
+}
+
+/// A limit that nothing can count would look like one that holds.
+fn limits_are_counted(config: &Config, reading: &mut ConfigReader<'_>) {
+    for PlanConfig { plan, .. } in &config.plans {
+        for (n, limit) in plan.limits.iter().enumerate() {
+            if let Some(why) = why_uncounted(config.key_routes(), limit.count, None) {
+                let count = format!("plans.{}.limits[{n}].count", quoted(plan.id.as_str()));
+                reading.complain_of_conflict(&[&count, "routes"], why);
+            }
+        }
+    }
 }
 
 fn limits_differ(limits: &[Option<Ceiling>], plan: &str, reading: &mut ConfigReader<'_>) {

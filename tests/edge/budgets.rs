@@ -244,6 +244,91 @@ fn what_cannot_be_counted_is_refused_where_it_is_set() {
 }
 
 #[test]
+fn a_limit_that_no_route_can_count_is_refused_where_it_is_set() {
+    let origin = Origin::start();
+    let config = [
+        upstream("app", origin.address),
+        route("chat", "/chat", "app", "scopes = [\"chat\"]\nmeter = \"llm\""),
+        route("jobs", "/jobs", "app", "scopes = [\"jobs\"]\nmeter = \"json:/units\""),
+        route("plain", "/plain", "app", ""),
+    ];
+    let gateway = Gateway::start(&config.concat());
+    let limits = |count: &str| json!([{"count": "requests", "per": "day", "max": 9}, {"count": count, "per": "month", "max": 9}]);
+    let key = |n: &str, scopes: Value, count: &str| json!({"name": n, "type": "service", "scopes": scopes, "limits": limits(count)});
+    let told = |method: &str, path: &str, body: &Value| {
+        let response = gateway.admin(method, path, Some(body));
+        let told: Value = serde_json::from_slice(&response.body).unwrap();
+        (response.status, told["data"]["errors"][0].clone(), told["data"]["id"].clone())
+    };
+    let wrong = |count: &str| {
+        let message = format!(
+            "would count nothing: no route that the key's scopes allow has a meter that counts {count}"
+        );
+        json!({"field": "limits[1].count", "message": message})
+    };
+    for (n, (scopes, count, is_counted)) in [
+        (json!(["chat"]), "cost", true),
+        (json!(["app", "chat"]), "input_tokens", true),
+        (json!(["app"]), "tokens", false),
+        (json!([]), "cost", false),
+        (json!(["jobs"]), "tokens", true),
+        (json!(["jobs"]), "output_tokens", false),
+        (json!(["app"]), "requests", true),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let body = key(&n.to_string(), scopes, count);
+        let (status, error, _) = told("POST", "/apikeys", &body);
+        let expected = if is_counted { (200, Value::Null) } else { (400, wrong(count)) };
+        assert_eq!((status, error), expected, "{body}");
+    }
+    // A change counts with the scopes that the key has then.
+    let (_, _, id) = told("POST", "/apikeys", &key("changed", json!(["app"]), "requests"));
+    let uri = format!("/apikeys/{}", id.as_str().unwrap());
+    let (status, error, _) = told("PUT", &uri, &json!({"limits": limits("tokens")}));
+    assert_eq!((status, error), (400, wrong("tokens")));
+    assert_eq!(told("PUT", &uri, &json!({"limits": limits("tokens"), "scopes": ["jobs"]})).0, 200);
+    assert_eq!(told("PUT", &uri, &json!({"description": "as it was"})).0, 200);
+    // Rows of an import are refused one by one.
+    let mut row = key("imported", json!(["app"]), "tokens");
+    row["sha256"] = json!("ab".repeat(32));
+    let imported = gateway.managed("POST", "/apikeys/import", Some(&json!({"keys": [row]})));
+    assert_eq!((&imported["imported"], &imported["rows"][0]["errors"][0]), (&json!(0), &wrong("tokens")));
+    // A plan is for any key.
+    let plan = json!({"id": "p", "api_ops_rate_limit": 1, "end_user_quota": 1, "limits": limits("cost")});
+    assert_eq!(told("POST", "/plans", &plan).0, 201);
+
+    let config = [upstream("app", origin.address), route("jobs", "/jobs", "app", "meter = \"json:/units\"")];
+    let gateway = Gateway::start(&config.concat());
+    let told = |method: &str, path: &str, body: &Value| {
+        let response = gateway.admin(method, path, Some(body));
+        (response.status, response.text())
+    };
+    let why = "would count nothing: no route that takes a key has a meter that counts cost";
+    let (status, text) = told("POST", "/plans", &plan);
+    assert!(status == 400 && text.contains("limits[1].count") && text.contains(why), "{text}");
+    let (status, text) = told("PUT", "/plans/default", &json!({"limits": limits("cost")}));
+    assert!(status == 400 && text.contains("limits[1].count") && text.contains(why), "{text}");
+    let grant = json!({"limit": "limits", "count": "cost", "per": "month", "amount": 1, "reason": "r", "until": 4_000_000_000_u64});
+    let (status, text) = told("POST", "/workspaces/default/grants", &grant);
+    assert!(status == 400 && text.contains("\"field\":\"count\"") && text.contains(why), "{text}");
+    // And by the same rule without the admin API.
+    let mut gateway = gateway;
+    gateway.stop();
+    let row = |digest: &str| {
+        let mut row = key(digest, json!(["app"]), "cost");
+        row["sha256"] = json!(digest.repeat(32));
+        row
+    };
+    std::fs::write(gateway.folder().join("keys.jsonl"), row("cd").to_string()).unwrap();
+    let output = gateway.command(&["keys", "import", "keys.jsonl"]);
+    assert_eq!(output.code, Some(1), "{output:?}");
+    let why = "limits[1].count: would count nothing: no route that the key's scopes allow has a meter that counts cost";
+    assert!(output.stderr.contains(why), "{output:?}");
+}
+
+#[test]
 fn a_failed_request_holds_nothing_and_counts_nothing() {
     let (origin, gateway) = start("");
     let key = gateway.create_key(json!({"limits": [{"count": "tokens", "per": "total", "max": 400}]}));

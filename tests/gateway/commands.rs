@@ -165,12 +165,12 @@ fn check_finds_routes_that_cannot_be_and_is_content_with_the_documented_config()
     assert!(!output.stderr.contains("limits on tokens"), "{output:?}");
 
     let plan = "[plans.gold]\nlimits = [{ count = 'tokens', per = 'day', max = 1 }]\n";
-    for (meter, warns) in [("", true), ("meter = 'llm'\n", false)] {
+    for (meter, code) in [("", 64), ("meter = 'llm'\n", 0)] {
         let routes = format!("[[upstreams]]\nname = 'o'\nservers = ['127.0.0.1:1']\n{}{meter}", route("/a"));
         place.write("plans.toml", &format!("{plan}{routes}"));
         let output = keygate(&place.path(""), &["check", "--config", "plans.toml"]);
-        let warning = "warning: limits on tokens or cost of these plans count nothing, because no route has a meter: gold";
-        assert_eq!((output.code, output.stderr.contains(warning)), (Some(0), warns), "{output:?}");
+        let told = "plans.gold.limits[0].count: would count nothing: no route that takes a key has a meter that counts tokens";
+        assert_eq!((output.code, output.stderr.contains(told)), (Some(code), code == 64), "{output:?}");
     }
 }
 

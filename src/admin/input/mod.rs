@@ -25,6 +25,7 @@ pub use plan::{CreateGrantInput, CreatePlanInput, UpdatePlanInput, UpdateWorkspa
 pub use prices::read_prices;
 
 use crate::model::digest::Digest;
+use crate::model::key::{Ceiling, Measure};
 use crate::policy::keys::secret::{Peppers, Secret};
 use crate::store::{IssuedCredential, SecretId};
 
@@ -49,6 +50,14 @@ pub(super) const STATISTICS: &[&str] = &[
     "cost_nano",
     "limit_usage",
 ];
+
+/// The mistakes of limits that would count nothing. `why`: why one on this measure would, if so.
+pub fn uncounted(limits: &[Ceiling], why: impl Fn(Measure) -> Option<String>) -> Vec<FieldError> {
+    let mistake = |(n, limit): (usize, &Ceiling)| {
+        Some(FieldError { field: format!("limits[{n}].count"), message: why(limit.count)? })
+    };
+    limits.iter().enumerate().filter_map(mistake).collect()
+}
 
 /// What the store keeps of `secret`: its digest under the newest pepper, and the part that may be shown.
 pub fn credential(secret: &Secret, prefix: &str, peppers: &Peppers) -> IssuedCredential {

@@ -17,6 +17,8 @@ use crate::keyring::{FeedFollower, FeedOptions, Keyring};
 use crate::metrics::Metrics;
 use crate::model::fault::ErrorText;
 use crate::model::id::{CredentialId, WorkspaceId};
+use crate::model::key::Measure;
+use crate::model::scope::Scopes;
 use crate::policy::keys::secret::Peppers;
 use crate::policy::upstream::encryption::EncryptionKeys;
 use crate::store::sqlite::{SqliteOptions, SqliteStore};
@@ -167,6 +169,11 @@ pub(super) struct OneUpstream(pub(super) Option<EncryptionKeys>);
 impl Backends for OneUpstream {
     fn has_upstream(&self, name: &str) -> bool {
         name == "app"
+    }
+
+    fn why_uncounted(&self, measure: Measure, granted: Option<&Scopes>) -> Option<String> {
+        let counts = granted.is_none_or(|granted| granted.grants("llm"));
+        (measure != Measure::Requests && !counts).then(|| "would count nothing".to_owned())
     }
 
     fn encryption_keys(&self) -> Option<&EncryptionKeys> {

@@ -13,6 +13,9 @@ use crate::keyring::Keyring;
 use crate::metrics::Metrics;
 use crate::model::fault::ErrorText;
 use crate::model::id::{CredentialId, PlanId};
+use crate::model::key::Measure;
+use crate::model::scope::Scopes;
+use crate::policy::routing::counted::why_uncounted;
 use crate::policy::upstream::encryption::EncryptionKeys;
 use crate::store::Actor;
 use async_trait::async_trait;
@@ -25,9 +28,10 @@ const STORE_PATIENCE: Duration = Duration::from_secs(50);
 /// Largest body of a call, in bytes.
 const BODY_MAX: usize = 64 << 20;
 
-/// There is no gateway whose config could be reloaded; the plans that the config file owns are known all the same.
+/// There is no gateway whose config could be reloaded; what the config file says of plans and routes is known all the same.
 struct NoGateway {
     managed: Vec<PlanId>,
+    config: Config,
 }
 
 /// Opens the store of `config`.
@@ -36,7 +40,7 @@ pub(super) fn open(config: Config, environment: Environment<'_>) -> Result<(Runt
     let command = KeyCommand::open(config, inline_secrets(environment).peppers)?;
     let (runtime, config, store, peppers) = command.into_parts();
     let managed = config.plans.iter().filter(|plan| plan.managed).map(|plan| plan.plan.id.clone()).collect();
-    let no_gateway = Arc::new(NoGateway { managed });
+    let no_gateway = Arc::new(NoGateway { managed, config: config.clone() });
     let deps = AdminDeps {
         store: Arc::clone(&store),
         keyring: Arc::new(Keyring::detached()),
@@ -95,6 +99,10 @@ impl Reload for NoGateway {
 impl Backends for NoGateway {
     fn has_upstream(&self, _: &str) -> bool {
         false
+    }
+
+    fn why_uncounted(&self, measure: Measure, granted: Option<&Scopes>) -> Option<String> {
+        why_uncounted(self.config.key_routes(), measure, granted)
     }
 
     fn encryption_keys(&self) -> Option<&EncryptionKeys> {

@@ -2,7 +2,7 @@
 
 use super::{InWorkspace, KeyCommand, carried_over, told};
 use crate::admin::input::json::{self, BadJson};
-use crate::admin::input::{CreateKeyInput, ImportKeyInput, ImportedKey};
+use crate::admin::input::{CreateKeyInput, FieldError, ImportKeyInput, ImportedKey};
 use crate::cli::{Failure, refused_rows, say, text_file};
 use crate::clock::Timestamp;
 use crate::model::id::{KeyId, WorkspaceId};
@@ -164,7 +164,7 @@ impl<'d> KeysImport<'d> {
             None => self.workspace.clone().ok_or("workspace_id: is required")?,
         };
         if row.get("digest").is_some_and(|digest| !digest.is_null()) {
-            return self.moved_key(workspace, row);
+            return self.moved_key(line, workspace, row);
         }
         // A spreadsheet made from an export may have empty columns.
         row.retain(|name, _| !carried_over::COLUMNS.contains(&name.as_str()));
@@ -173,6 +173,10 @@ impl<'d> KeysImport<'d> {
         let input = input.map_err(|errors| told(&errors))?;
         let plan = self.known_plan(&workspace)?;
         let ImportedKey { key, notes } = input.into_key(workspace.clone(), plan, prefix, &command.peppers);
+        let uncounted = command.uncounted(&key);
+        if !uncounted.is_empty() {
+            return Err(told(&uncounted));
+        }
         for note in notes {
             self.tell(line, &format!("note: {note}"));
         }
@@ -180,7 +184,7 @@ impl<'d> KeysImport<'d> {
     }
 
     /// A key that `export` wrote.
-    fn moved_key(&mut self, workspace: WorkspaceId, mut row: ImportRow) -> Result<NewKey, String> {
+    fn moved_key(&mut self, line: u64, workspace: WorkspaceId, mut row: ImportRow) -> Result<NewKey, String> {
         let command = self.command;
         let id = match text(&mut row, "id")? {
             Some(id) => id.parse().map_err(|_| "id: must be a UUID")?,
@@ -198,6 +202,10 @@ impl<'d> KeysImport<'d> {
         self.known_plan(&workspace)?;
         let mut key = input.into_moved_key(id, workspace, credential, past);
         key.key.is_active = is_active;
+        // It is what it was, also where the routes are others.
+        for FieldError { field, message } in command.uncounted(&key) {
+            self.tell(line, &format!("note: {field} {message}"));
+        }
         Ok(key)
     }
 

@@ -10,14 +10,15 @@ pub(super) mod manage;
 
 use super::gateway::{self, Gateway, GatewayArgs};
 use super::{Environment, Failure, inline_secrets, load, log};
-use crate::admin::input::FieldError;
+use crate::admin::input::{FieldError, uncounted};
 use crate::app::{self, StartError};
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::config::Config;
 use crate::model::id::{KeyId, WorkspaceId};
 use crate::model::key::Plan;
 use crate::policy::keys::secret::Peppers;
-use crate::store::{Actor, KeyFilter, KeyRecord, PageRequest, Store, StoreError};
+use crate::policy::routing::counted::why_uncounted;
+use crate::store::{Actor, KeyFilter, KeyRecord, NewKey, PageRequest, Store, StoreError};
 use clap::{Args, Subcommand};
 use std::sync::Arc;
 use tokio::runtime::Runtime;
@@ -167,6 +168,13 @@ impl KeyCommand {
         call: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, Failure> {
         self.runtime.block_on(call).map_err(Failure::failed)
+    }
+
+    /// The mistakes of a key's limits that no configured route would count.
+    fn uncounted(&self, key: &NewKey) -> Vec<FieldError> {
+        let scopes = Some(&key.key.scopes);
+        let why = |measure| why_uncounted(self.config.key_routes(), measure, scopes);
+        uncounted(&key.key.ceilings.limits, why)
     }
 
     /// The plan of a workspace, which is created with the default plan if it does not exist.
