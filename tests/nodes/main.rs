@@ -8,6 +8,7 @@
     reason = "a test that cannot go on fails, and tests live in real time"
 )]
 
+mod budgets;
 #[path = "../counters/chaos.rs"]
 #[expect(dead_code, reason = "the tests of counters use more of it")]
 mod chaos;

@@ -3,7 +3,7 @@
 
 use crate::cluster::{Pair, metric, node, number, pair, pair_with, wait};
 use crate::private_postgres::Server;
-use crate::support::{Gateway, Hold, Key, Origin, Raw, Request, eventually_true};
+use crate::support::{Gateway, Hold, Key, Origin, Raw, Request, eventually_true, route};
 use serde_json::{Value, json};
 
 fn delete_everywhere(gateway: &Gateway, key: &Key) -> Value {
@@ -89,6 +89,33 @@ fn a_grant_made_on_one_node_is_in_force_on_all() {
     assert_eq!((&shown()["limit"], &shown()["granted"]), (&json!(2), &json!(1)));
     first.managed("DELETE", &uri, None);
     assert_eq!((&shown()["limit"], &shown()["granted"]), (&json!(1), &json!(0)));
+}
+
+#[test]
+fn prices_that_are_put_on_one_node_are_in_force_on_all() {
+    let more = route("llm", "/llm", "app", "meter = \"llm\"\nunpriced = \"refuse\"");
+    let url = wait(Server::shared().database());
+    let Pair { first, second, _origin } = pair_with([&url, &url], &more);
+    let key = first.create_key(json!({}));
+    let ask = |node: &Gateway| {
+        node.call(&Request::post("/llm", r#"{"model":"gpt-4o","messages":[]}"#).bearer(&key.secret)).status
+    };
+    eventually_true("the other node knows the key", || ask(&second) == 403);
+    for round in 0..3 {
+        // Each node puts what the other one must learn.
+        let [here, there] = if round % 2 == 0 { [&first, &second] } else { [&second, &first] };
+        let token = first.token();
+        let put = |prices: Value| {
+            let put = here.admin_as(&token, "PUT", "/prices", Some(&json!({"prices": prices})));
+            assert_eq!(put.status, 200, "{}", put.text());
+        };
+        put(json!([{"model": "gpt-4o", "input": 1, "output": 2}]));
+        assert_eq!(ask(here), 200, "at once on the node that was asked");
+        eventually_true("the price is in force on the other node", || ask(there) == 200);
+        put(json!([]));
+        assert_eq!(ask(here), 403);
+        eventually_true("it is gone from the other node", || ask(there) == 403);
+    }
 }
 
 #[test]
