@@ -5,7 +5,7 @@
 # make dist   the binary for production: slower to build, faster to run
 # make package  what a release has: archive, .deb, root file system of the image, checksums, bill of materials (TARGET=aarch64-unknown-linux-musl)
 # make measure  how soon a change acts on another node; the effect of slow clients and invalid keys on others
-# make test-clients  real clients through a gateway: OpenAI, Anthropic, gRPC, WebSocket, curl, h2 (needs python3)
+# make test-clients  real clients through a gateway: OpenAI, Anthropic, LangChain, gRPC, WebSocket, curl, h2 (needs python3)
 # make test-openapi  the admin API against its OpenAPI document, like test, but for ten minutes with random seeds (needs python3)
 # make docs   the documentation as one site, target/docs/site (needs python3)
 # make reference  writes the tables of the reference pages anew from the sources and the binary

@@ -1,4 +1,4 @@
-"""The clients that people use, through a gateway: OpenAI and Anthropic streaming, gRPC, WebSocket, curl, h2.
+"""The clients that people use, through a gateway: OpenAI, Anthropic and LangChain streaming, gRPC, WebSocket, curl, h2.
 
 Run by `make test-clients`, which installs them. Starts a backend that answers as those APIs do, and the gateway in front.
 """
@@ -16,6 +16,8 @@ import urllib.request
 import anthropic
 import openai
 import websockets
+from langchain_anthropic import ChatAnthropic
+from langchain_openai import ChatOpenAI
 
 import rpc
 
@@ -140,14 +142,16 @@ def check_anthropic(gateway):
     assert path == "/app/v1/messages" and "x-api-key" not in {name.lower() for name in headers}, headers
 
 
+def budget_key(gateway, name, tokens):
+    """A key with this many tokens in a month."""
+    limits = [{"count": "tokens", "per": "month", "max": tokens}]
+    return gateway.admin("POST", "/apikeys", {"name": name, "scopes": ["app"], "limits": limits})["api_key"]
+
+
 def check_budgets(gateway):
     """SDKs stream as ever, see what is left of a budget of tokens, and understand its end, without asking again."""
-    def key(name, tokens):
-        limits = [{"count": "tokens", "per": "month", "max": tokens}]
-        return gateway.admin("POST", "/apikeys", {"name": name, "scopes": ["app"], "limits": limits})["api_key"]
-
     hello = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
-    client = openai.OpenAI(base_url=f"http://{gateway.ready['proxy']}/openai/v1", api_key=key("budget-1", 120))
+    client = openai.OpenAI(base_url=f"http://{gateway.ready['proxy']}/openai/v1", api_key=budget_key(gateway, "budget-1", 120))
     left = []
     for _ in range(2):
         raw = client.chat.completions.with_raw_response.create(**hello, stream=True)
@@ -166,11 +170,11 @@ def check_budgets(gateway):
         assert "tokens" in error.message and error.body["details"]["data"]["count"] == "tokens", error.body
     assert len(Backend.seen) == before
 
-    client = anthropic.Anthropic(base_url=f"http://{gateway.ready['proxy']}/anthropic", api_key=key("budget-2", 60))
+    client = anthropic.Anthropic(base_url=f"http://{gateway.ready['proxy']}/anthropic", api_key=budget_key(gateway, "budget-2", 60))
     for _ in range(5):
         with client.messages.stream(**hello, max_tokens=9) as stream:
             assert list(stream.text_stream) == WORDS
-    small = anthropic.Anthropic(base_url=f"http://{gateway.ready['proxy']}/anthropic", api_key=key("budget-3", 6))
+    small = anthropic.Anthropic(base_url=f"http://{gateway.ready['proxy']}/anthropic", api_key=budget_key(gateway, "budget-3", 6))
     with small.messages.stream(**hello, max_tokens=9) as stream:
         assert list(stream.text_stream) == WORDS
     try:
@@ -178,6 +182,51 @@ def check_budgets(gateway):
         raise AssertionError("a budget was passed")
     except anthropic.RateLimitError as error:
         assert error.body["error"]["type"] == "rate_limit_error", error.body
+
+
+def check_langchain(gateway):
+    """LangChain's models do the same."""
+    options = {"model": "m", "base_url": f"http://{gateway.ready['proxy']}/openai/v1",
+               "api_key": budget_key(gateway, "langchain-1", 200), "include_response_headers": True}
+    left = []
+    for asks in (False, True, False):
+        model = ChatOpenAI(**options, stream_usage=asks)
+        chunks = list(model.stream("hi"))
+        assert [chunk.text for chunk in chunks if chunk.text] == WORDS, chunks
+        headers = next(chunk.response_metadata["headers"] for chunk in chunks if "headers" in chunk.response_metadata)
+        assert headers["x-ratelimit-limit-tokens"] == "200", headers
+        left.append(int(headers["x-ratelimit-remaining-tokens"]))
+        # The usage is shown to a model that asks for it, and to no other.
+        usage = [chunk.usage_metadata["total_tokens"] for chunk in chunks if chunk.usage_metadata]
+        assert usage == ([50] if asks else []), chunks
+    assert left[0] - left[2] == 100, left
+    before = len(Backend.seen)
+    try:
+        model.invoke("hi")
+        raise AssertionError("a budget was passed")
+    except openai.RateLimitError as error:
+        assert error.body["details"]["data"]["count"] == "tokens", error.body
+    assert len(Backend.seen) == before
+
+    model = ChatAnthropic(model="m", base_url=f"http://{gateway.ready['proxy']}/anthropic", max_tokens=9,
+                          api_key=budget_key(gateway, "langchain-2", 50))
+    seen = []
+    # LangChain does not hand these headers on, so they are read where its client gets them.
+    model._client._client.event_hooks = {"response": [lambda answer: seen.append(answer.headers)]}
+    for _ in range(2):
+        chunks = list(model.stream("hi"))
+        assert [chunk.text for chunk in chunks if chunk.text] == WORDS, chunks
+        assert sum(chunk.usage_metadata["output_tokens"] for chunk in chunks if chunk.usage_metadata) == 5, chunks
+    left = [int(headers["x-ratelimit-remaining-tokens"]) for headers in seen]
+    assert left[0] - left[1] == 6, left
+    while left[-1] >= 0:
+        try:
+            list(model.stream("hi"))
+        except anthropic.RateLimitError as error:
+            assert error.body["error"]["type"] == "rate_limit_error", error.body
+            break
+        left.append(int(seen[-1]["x-ratelimit-remaining-tokens"]))
+    assert len(left) < 9, "the budget ends"
 
 
 async def check_websocket(gateway):
@@ -234,7 +283,7 @@ async def main():
             service = rpc.Service()
             gateway = Gateway(folder, backend.server_port, server.sockets[0].getsockname()[1], service.port)
             passed = 0
-            for check in (check_curl, check_openai, check_anthropic, check_budgets):
+            for check in (check_curl, check_openai, check_anthropic, check_budgets, check_langchain):
                 await asyncio.to_thread(check, gateway)
                 passed += 1
             for check in (rpc.check_h2, rpc.check_grpc):
