@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_lost_or_broken_is_ordered_again_at_the_next_look() {
+    async fn lost_or_broken_certificates_are_ordered_again_at_the_next_check() {
         let (_folder, _clock, renewer, mut name) = stand(day(0));
         renewer.issued(&mut name);
         assert!(renewer.wait(&name) > DAY * 58, "{:?}", renewer.wait(&name));

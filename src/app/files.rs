@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_around_a_secret_is_not_part_of_it_and_quotes_are_told() {
+    fn whitespace_around_a_secret_is_trimmed_and_quotes_are_reported() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("secret");
         let read = |text: &str| {

@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_known_holds_while_the_store_is_away_and_until_it_has_told_for_long() {
+    fn known_state_holds_while_the_store_is_unreachable() {
         let looks = [Some(2), Some(0), None, None, None, None, Some(0), Some(0), Some(0), Some(2), Some(0)];
         assert_eq!(in_force(&looks), [3; 11]);
     }

@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_not_changed_is_not_named() {
+    fn unchanged_settings_are_not_reported() {
         let more = "[plans.gold]\n[[upstreams]]\nname = \"a\"\nservers = [\"h:1\"]\n[[routes]]\npath = \"/\"\nupstream = \"a\"\n";
         let old = read("", None).expect("a config");
         assert_eq!(changed(&old, &old), Vec::<String>::new());

@@ -361,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_written_is_read_and_windows_that_have_ended_count_nothing() {
+    fn written_counts_are_read_and_ended_windows_count_nothing() {
         let folder = tempfile::tempdir().expect("a folder");
         let snapshots = written(folder.path());
         let Loaded { age, mut spent, .. } = snapshots.load(NOW, MAX_STALE).ok().expect("good");
@@ -375,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_old_or_of_another_installation_is_refused() {
+    fn snapshots_too_old_or_of_another_installation_are_refused() {
         let folder = tempfile::tempdir().expect("a folder");
         let snapshots = written(folder.path());
         let why = |outcome: Result<Loaded, String>| outcome.err().expect("refused");

@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn what_ordering_needs_is_told() {
+    fn requirements_of_an_order_are_reported() {
         let told = |text: &str| Config::parse(text, "", &[], "").err().map(|error| error.to_string());
         let whole = "[proxy]\nlisten_tls = [\"127.0.0.1:8443\"]\n[acme]\ndomains = [\"a.test\"]\nagree_to_terms = true\n";
         assert_eq!(told(whole), None, "no other certificates are needed");

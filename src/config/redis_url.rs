@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_url_of_redis_is_refused() {
+    fn invalid_redis_urls_are_refused() {
         for bad in [
             "redis:",
             "redis://",

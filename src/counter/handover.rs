@@ -232,7 +232,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_is_charged_and_given_back_is_told_once(
+        fn charges_and_returns_are_reported_once(
             steps in prop::collection::vec((0_u8..3, 0_u8..6, 0_u64..3_000), 1..60)
         ) {
             let (here, there) = (Counters::default(), Counters::default());

@@ -135,7 +135,7 @@ fn the_refusal_that_lasts_longest_is_told() {
 }
 
 #[test]
-fn what_the_ledger_knows_is_where_counting_goes_on() {
+fn counting_continues_from_the_ledger() {
     let both =
         [(LimitName::Daily, LimitRule::of(Per::Day, 5)), (LimitName::Quota, LimitRule::of(Per::Total, 100))];
     let subject = Subject::new(limits(&both), Limits::new());

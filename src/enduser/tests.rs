@@ -101,7 +101,7 @@ async fn admit(end_users: &EndUserCache) -> EndUserId {
 }
 
 #[tokio::test]
-async fn who_is_deleted_while_the_store_answers_is_not_remembered() {
+async fn end_users_deleted_during_a_lookup_are_forgotten() {
     let store = Arc::new(Late::default());
     let end_users = end_users(&store, WhenStoreUnavailable::Refuse);
     let (asked, answer) = store.hold_next();
@@ -122,7 +122,7 @@ async fn who_is_deleted_while_the_store_answers_is_not_remembered() {
 }
 
 #[tokio::test]
-async fn who_is_deleted_while_being_settled_is_not_remembered() {
+async fn end_users_deleted_while_being_settled_are_forgotten() {
     let store = Arc::new(Late::default());
     let end_users = end_users(&store, WhenStoreUnavailable::Admit);
     let (workspace, id) =

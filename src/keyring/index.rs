@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_put_is_found_until_it_is_taken() {
+    fn entries_are_found_until_removed() {
         let (ids, digests) = (Index::<KeyId>::new(), Index::<Digest>::new());
         let entries: Vec<_> = (0..1_000_u16).map(|n| Arc::new(entry(n))).collect();
         for entry in &entries {

@@ -134,7 +134,7 @@ fn an_old_secret_opens_until_its_grace_ends_and_an_older_one_never() {
 }
 
 #[test]
-fn what_was_let_in_by_a_secret_stands_for_as_long_as_that_secret_opens() {
+fn requests_admitted_by_a_secret_last_as_long_as_that_secret() {
     let (id, end) = (KeyId::new(NOW), NOW.plus(Duration::from_mins(1)));
     let stands = |ring: &Keyring, known: &Presented, at| ring.current(known, at).is_some();
     let ring = keyring(vec![plan(9), workspace(), key(id, 1, &[credential(1, None)])]);
@@ -327,7 +327,7 @@ impl Following {
 }
 
 #[tokio::test]
-async fn what_waited_for_a_plan_that_was_broken_is_served_once_the_plan_is_mended() {
+async fn keys_of_a_broken_plan_are_served_once_the_plan_is_mended() {
     let following = Following::new();
     let id = KeyId::new(NOW);
     let broken = Change::Broken {

@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_lacking_is_told() {
+    fn missing_parts_are_reported() {
         let wanted = Scopes::of(["orders:read", "orders:write", "app"], check_required).expect("scopes");
         assert_eq!(granted(&["orders:read"]).lacking(&wanted).joined(), "app,orders:write");
         assert!(granted(&["orders:*", "app"]).lacking(&wanted).is_empty());

@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_table_is_refused() {
+    fn documents_that_are_no_price_table_are_refused() {
         let tier = |above| Tier { above, rates: Rates::default() };
         let tiers =
             |above: &[u64]| ModelPrice { tiers: above.iter().map(|n| tier(*n)).collect(), ..entry("m", 1) };

@@ -101,7 +101,7 @@ mod tests {
     use crate::clock::Timestamp;
 
     #[test]
-    fn what_is_usual_is_known_of_each_key_and_model_and_memory_is_bounded() {
+    fn usual_output_is_known_by_key_and_model_in_bounded_memory() {
         let usual = UsualOutput::default();
         let key = |n| KeyId::new(Timestamp::from_secs(n));
         let (one, other) = (key(1), key(2));

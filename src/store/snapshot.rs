@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_put_is_read_as_the_feed_would_tell_it_and_nothing_of_half_a_row() {
+    fn written_rows_read_as_the_feed_reports_them_and_half_rows_are_refused() {
         let plan = Plan {
             id: "p".parse().expect("an id"),
             api_ops_rate_limit: 10,

@@ -534,7 +534,7 @@ fn a_file_of_mistakes_is_told_in_part() {
 }
 
 #[test]
-fn what_was_given_is_not_repeated() {
+fn given_values_are_not_repeated() {
     for key in known_keys() {
         let (header, leaf) = header_and_leaf(&key);
         for value in ["\"hunter 2\\u0001\"", "[\"hunter 2\\u0001\"]"] {

@@ -181,7 +181,7 @@ async fn a_server_that_is_emptied_hears_of_every_key_when_one_is_asked_for() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn keys_of_other_servers_do_not_notice_that_one_died() {
+async fn keys_of_other_servers_are_unaffected_when_one_dies() {
     let _turn = in_turn().await;
     let mut cluster = Cluster::start().await;
     let nodes = cluster.nodes().await;

@@ -75,7 +75,7 @@ async fn a_forgotten_script_is_sent_again() {
 }
 
 #[tokio::test]
-async fn a_wrong_type_at_one_key_hurts_no_other() {
+async fn a_wrong_type_at_one_redis_key_affects_no_other() {
     let _turn = in_turn().await;
     let server = RedisServer::start();
     let node = Setup::of(1).node("n", server.address).await;
@@ -215,7 +215,7 @@ async fn until_shared(key: &TestKey, nodes: &[&Node], ledger: &Ledger) {
 }
 
 #[tokio::test]
-async fn what_was_spent_without_redis_is_told_to_it() {
+async fn units_spent_without_redis_are_reported_to_it() {
     let _turn = in_turn().await;
     let server = RedisServer::start();
     let proxy = ChaosProxy::before(server.address).await;
@@ -246,7 +246,7 @@ async fn what_was_spent_without_redis_is_told_to_it() {
 /// The answer grants units to a node that has admitted a request without Redis, and Redis does not know of that request
 /// yet.
 #[tokio::test]
-async fn what_was_admitted_while_an_answer_was_late_is_paid_with_what_it_brings() {
+async fn admissions_during_a_late_answer_are_paid_from_it() {
     let _turn = in_turn().await;
     let server = RedisServer::start();
     let proxy = ChaosProxy::before(server.address).await;

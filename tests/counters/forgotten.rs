@@ -111,7 +111,7 @@ async fn a_redis_that_comes_back_with_an_older_state_hears_what_it_lacks() {
 }
 
 #[tokio::test]
-async fn what_another_version_wrote_in_a_layout_of_its_own_is_not_touched() {
+async fn hashes_of_an_unknown_layout_are_not_touched() {
     let server = RedisServer::start();
     let node = Setup::strict(1).node("n", server.address).await;
     let (newer, known) = (TestKey::window(Per::Total, 10), TestKey::window(Per::Total, 10));

@@ -46,7 +46,7 @@ impl Clock for RuntimeClock {
 }
 
 #[test]
-fn nobody_waits_longer_than_promised_however_redis_fails() {
+fn no_request_waits_longer_than_promised_however_redis_fails() {
     let server = RedisServer::start();
     for (name, mode) in FAILURES {
         let begun = Instant::now();

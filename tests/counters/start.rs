@@ -37,7 +37,7 @@ async fn a_node_starts_without_redis_and_shares() {
 }
 
 #[tokio::test]
-async fn what_a_node_did_not_spend_it_gives_back_when_it_stops() {
+async fn unspent_units_are_returned_at_shutdown() {
     let server = RedisServer::start();
     let tried = Instant::now();
     loop {
@@ -95,7 +95,7 @@ async fn a_user_of_redis_needs_no_more_rights_than_the_refusal_names() {
 }
 
 #[tokio::test]
-async fn a_black_hole_neither_stops_a_start_nor_delays_it_for_long() {
+async fn an_unresponsive_address_neither_stops_nor_delays_a_start() {
     // The kernel drops connection attempts once the listen queue is full.
     let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
     socket.bind("127.0.0.1:0".parse().expect("an address")).expect("a port");

@@ -183,7 +183,7 @@ async fn hold_all(node: &Node, key: &TestKey, units: u64) -> Vec<Charged> {
 }
 
 #[tokio::test]
-async fn what_a_killed_node_held_is_free_after_ten_seconds() {
+async fn holds_of_a_killed_node_are_free_after_ten_seconds() {
     let server = RedisServer::start();
     let nodes = Setup::strict(2).all(&server).await;
     let [killed, other] = <[Arc<Node>; 2]>::try_from(nodes).ok().expect("two");

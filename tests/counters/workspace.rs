@@ -47,7 +47,7 @@ fn spent(server: &RedisServer) -> usize {
 /// What a key used while Redis was unreachable is counted with the next call for any other key of the workspace, reported
 /// or not.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_was_spent_without_redis_is_nobody_elses_when_it_is_back() {
+async fn units_spent_without_redis_are_not_granted_again_when_it_is_back() {
     let _turn = in_turn().await;
     let server = RedisServer::start();
     let proxy = ChaosProxy::before(server.address).await;
@@ -103,7 +103,7 @@ async fn broken_and_sound(server: &RedisServer, node: &Node, max: u64, workspace
 }
 
 #[tokio::test]
-async fn what_one_key_owes_another_is_not_granted() {
+async fn units_owed_by_one_key_are_not_granted_to_another() {
     let _turn = in_turn().await;
     let server = RedisServer::start();
     let node = Setup::of(1).node("n", server.address).await;
@@ -119,7 +119,7 @@ async fn what_one_key_owes_another_is_not_granted() {
 }
 
 #[tokio::test]
-async fn what_one_key_has_asked_for_another_does_not_spend_meanwhile() {
+async fn units_requested_by_one_key_are_not_spent_by_another() {
     let _turn = in_turn().await;
     let server = RedisServer::start();
     let proxy = ChaosProxy::before(server.address).await;

@@ -239,7 +239,7 @@ fn make_env_makes_secrets_once() {
 }
 
 #[test]
-fn the_neighbours_name_gateways_that_are_there() {
+fn balancer_examples_name_gateways_that_exist() {
     let compose = Compose::read();
     let gateways: BTreeSet<String> = compose.gateways().iter().map(|(name, _)| (*name).to_owned()).collect();
     let prometheus = yaml("conf/prometheus/prometheus.yml");
@@ -273,7 +273,7 @@ fn the_neighbours_name_gateways_that_are_there() {
 // === what starts the binary ===
 
 #[test]
-fn what_containers_and_systemd_start_is_a_command_of_keygate() {
+fn commands_in_containers_and_units_exist() {
     let compose = Compose::read();
     let origin = &compose.services()["origin"]["entrypoint"];
     let unit = text("conf/systemd/keygate.service");

@@ -198,7 +198,7 @@ fn comma_separated_values_have_no_formulas_and_come_back_as_they_were() {
 }
 
 #[test]
-fn what_a_ledger_refused_and_a_gateway_set_aside_can_be_taken_later() {
+fn records_set_aside_can_be_imported_later() {
     let there = Installation::new();
     let at = Timestamp::from_micros(1_751_327_999_999_999);
     let record = UsageRecord {

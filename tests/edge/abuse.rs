@@ -55,7 +55,7 @@ fn the_access_log_can_be_a_sample() {
 }
 
 #[test]
-fn what_is_refused_before_it_is_a_request_is_told_like_the_rest() {
+fn malformed_requests_get_the_same_error_form() {
     let (origin, gateway) = stand("[log]\naccess = true\n");
     for (text, status, said) in [
         ("GET /v1/app/../x?key=hidden HTTP/1.1\r\nHost: h\r\nAccept-Language: zh-CN\r\n\r\n", 400, true),

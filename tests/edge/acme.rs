@@ -287,7 +287,7 @@ fn a_certificate_is_renewed_before_it_ends_with_the_same_account() {
 }
 
 #[test]
-fn an_authority_that_is_gone_is_told_of_and_asked_again() {
+fn an_unreachable_authority_is_logged_and_asked_again() {
     let (place, origin) = (Place::new(), Origin::start());
     write_config(place.folder.path(), &place.config("[\"late.example.test\"]", &origin));
     let gateway = Gateway::run(Arc::clone(&place.folder)).unwrap();
@@ -303,7 +303,7 @@ fn an_authority_that_is_gone_is_told_of_and_asked_again() {
 }
 
 #[test]
-fn an_authority_that_does_not_find_the_name_here_refuses_and_what_it_said_is_told() {
+fn a_refusal_of_the_authority_is_logged_with_its_reason() {
     let (place, origin, elsewhere) = (Place::new(), Origin::start(), ReservedPort::any());
     let _authority = place.start_looking_at(elsewhere.address.port(), 90 * 86_400);
     write_config(place.folder.path(), &place.config("[\"lost.example.test\"]", &origin));

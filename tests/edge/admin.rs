@@ -33,7 +33,7 @@ fn with_files(files: u32, config: &str) -> Gateway {
 }
 
 #[test]
-fn silent_admin_connections_cost_nobody_else_anything() {
+fn silent_admin_connections_affect_no_other() {
     rlimit::increase_nofile_limit(4_096).unwrap();
     let origin = Origin::start();
     let gateway = with_files(1_024, &(one_route(origin.address) + "[proxy]\nfirst_byte_timeout = \"10m\"\n"));
@@ -91,7 +91,7 @@ fn an_admin_body_that_does_not_come_is_told() {
 }
 
 #[test]
-fn whoever_takes_nothing_of_an_admin_answer_is_cut_off() {
+fn admin_clients_that_read_nothing_are_disconnected() {
     let (_origin, gateway) = stand("[proxy]\nwrite_timeout = \"300ms\"\n");
     let key = gateway.create_key(json!({"rate_limit": 1, "rate_burst": 1}));
     let mut client = gateway.connect();
@@ -204,7 +204,7 @@ fn admin_clients_may_pipeline_send_chunks_and_close_their_side() {
 }
 
 #[test]
-fn an_admin_client_makes_room_among_its_own_and_calls_go_on() {
+fn an_admin_client_over_its_quota_evicts_its_own_idle_connections() {
     let (_origin, gateway) = stand(
         "[proxy]\nfirst_byte_timeout = \"10m\"\n[admin]\nmax_connections = 8\nmax_connections_per_address = 4\n",
     );

@@ -96,7 +96,7 @@ async fn a_stream_says_what_it_used_and_the_client_does_not_see_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_asks_or_is_no_stream_of_completions_is_left_alone() {
+async fn requests_that_ask_for_usage_or_do_not_stream_are_unchanged() {
     let (origin, _, gateway, key) = start();
     whole(&origin, "");
     for (path, body) in [

@@ -167,7 +167,7 @@ async fn a_refusal_names_the_limit_that_binds_and_survives_a_restart() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_used_beyond_the_hold_is_counted_as_overshoot() {
+async fn usage_beyond_the_hold_counts_as_overshoot() {
     let (_origin, gateway) = start("");
     let limits = json!([{"count": "output_tokens", "per": "total", "max": 10}]);
     let key = gateway.create_key(json!({"limits": limits}));
@@ -220,7 +220,7 @@ fn each_end_user_and_each_key_has_a_budget_of_its_own() {
 }
 
 #[test]
-fn what_cannot_be_counted_is_refused_where_it_is_set() {
+fn limits_on_measures_that_cannot_be_counted_are_refused() {
     let (_origin, gateway) = start("");
     let refused = |limit: Value| {
         let body = json!({"name": "k", "scopes": ["app"], "limits": [limit]});

@@ -40,7 +40,7 @@ fn is_told(client: &mut Raw, (status, code, name): (u16, u64, &str)) {
 }
 
 #[test]
-fn what_is_held_back_has_half_of_the_memory_and_those_who_read_pay_nothing_for_it() {
+fn buffered_bodies_use_at_most_half_of_the_memory_and_delay_no_reader() {
     let (origin, gateway) = named("[proxy]\nmax_bytes_in_flight = \"1MiB\"\nheader_timeout = \"10m\"\n");
     let secret = gateway.create_key(json!({"rate_limit": 1000})).secret;
     let whole = body(400_000);
@@ -188,7 +188,7 @@ async fn streams_that_are_over_hold_nothing_while_their_connection_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn streams_whose_client_takes_nothing_cannot_hold_the_memory() {
+async fn streams_whose_client_reads_nothing_cannot_exhaust_memory() {
     let (origin, gateway) = named(&format!("{H2C}max_bytes_in_flight = \"8MiB\"\nwrite_timeout = \"10m\"\n"));
     let secret = gateway.create_key(json!({"rate_limit": 1000})).secret;
     endless(&origin);

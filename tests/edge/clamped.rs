@@ -174,7 +174,7 @@ async fn a_backend_over_http2_gets_the_lowered_maximum() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn where_there_is_plenty_nothing_is_added_and_a_large_maximum_is_lowered() {
+async fn a_maximum_is_lowered_but_not_added_where_enough_is_left() {
     let (origin, _, gateway) = start();
     let body = r#"{"messages":[]}"#;
     assert_eq!(passed_on(&origin, &gateway, CHAT, body, 100_000).await, [body; 2]);
@@ -187,7 +187,7 @@ async fn where_there_is_plenty_nothing_is_added_and_a_large_maximum_is_lowered()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_cannot_be_lowered_has_to_fit_as_a_whole() {
+async fn requests_whose_maximum_cannot_be_lowered_must_fit_whole() {
     let (origin, _, gateway) = start();
     let key = key_with(&gateway, BUDGET);
     let asking = br#"{"max_tokens":5000}"#;

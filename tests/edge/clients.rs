@@ -37,7 +37,7 @@ fn connection_names_nothing_that_is_decided_by_and_nothing_odd() {
 }
 
 #[test]
-fn what_a_route_decides_by_reaches_the_backend_or_nobody() {
+fn fields_that_a_route_decides_by_are_forwarded_or_the_request_is_refused() {
     let origin = Origin::start();
     let by_header = "resource = \"header:x-app-id\"\nend_user = \"header:x-end-user-id\"\n";
     let gateway = Gateway::start(
@@ -52,7 +52,7 @@ fn what_a_route_decides_by_reaches_the_backend_or_nobody() {
 }
 
 #[test]
-fn whichever_field_says_close_is_heeded() {
+fn close_in_any_connection_field_is_obeyed() {
     let (_origin, gateway) = stand("");
     let secret = gateway.create_key(json!({})).secret;
     for lines in ["Connection: keep-alive\r\nConnection: close\r\n", "Connection: keep-alive, close\r\n"] {

@@ -137,7 +137,7 @@ fn goodbye(line: &mut Raw) -> Option<(u32, u32)> {
 }
 
 #[test]
-fn an_idle_http2_connection_ends_with_a_word_about_what_was_served() {
+fn an_idle_http2_connection_ends_with_goaway_and_the_last_stream() {
     let times = "idle_timeout = \"1s\"\nfirst_byte_timeout = \"1s\"\n";
     let (_origin, gateway) = stand(&format!("[proxy]\nlisten_h2c = [\"127.0.0.1:0\"]\n{times}"));
     let bearer = format!("Bearer {}", gateway.create_key(json!({"rate_limit": 1000})).secret);
@@ -159,7 +159,7 @@ fn an_idle_http2_connection_ends_with_a_word_about_what_was_served() {
 }
 
 #[test]
-fn an_http2_connection_that_makes_room_ends_with_a_word_as_well() {
+fn an_evicted_http2_connection_ends_with_goaway() {
     let origin = Origin::start();
     let config = upstream("app", origin.address) + &route("app", "/v1/app/{rest*}", "app", "");
     let gateway =

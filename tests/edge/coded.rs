@@ -95,7 +95,7 @@ fn codings_that_are_not_understood_are_told_which_are() {
 }
 
 #[test]
-fn what_decodes_to_more_than_may_be_is_too_large() {
+fn bodies_that_decode_beyond_the_maximum_are_too_large() {
     let (origin, _speaks2, gateway) = named("");
     let secret = gateway.create_key(json!({"rate_limit": 1000})).secret;
     let text = [b"{\"user\":\"ann\"".as_slice(), &vec![b' '; 100_000_000], b"}"].concat();

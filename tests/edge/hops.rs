@@ -33,7 +33,7 @@ fn all<'f>(fields: &'f [(String, String)], name: &str) -> Vec<&'f str> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_backend_names_in_connection_goes_no_further_and_takes_nothing_of_ours_along() {
+async fn fields_that_a_backend_names_in_connection_are_removed_and_ours_stay() {
     let own = "[[routes]]\nname = \"set\"\npath = \"/v1/app/x\"\nupstream = \"app\"\nscopes = []\n\
                [routes.response_headers]\nset = [\"X-Set: by the route\"]\n[routes.cors]\norigins = [\"*\"]\n";
     let (origin, gateway) = stand(&format!("{own}{H2C}"));

@@ -165,7 +165,7 @@ async fn a_body_that_ends_in_an_empty_frame_ends_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_body_that_stops_coming_is_408_and_harms_no_other_stream() {
+async fn a_stalled_body_is_408_and_affects_no_other_stream() {
     let (origin, gateway) = stand(&format!("{H2C}body_timeout = \"300ms\"\n"));
     let secret = gateway.create_key(json!({"rate_limit": 1000})).secret;
     let mut client = Client::connect(h2c(&gateway)).await;
@@ -177,7 +177,7 @@ async fn a_body_that_stops_coming_is_408_and_harms_no_other_stream() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_body_that_drips_is_408_and_harms_no_other_stream() {
+async fn a_trickling_body_is_408_and_affects_no_other_stream() {
     let times = "header_timeout = \"500ms\"\nbody_timeout = \"10s\"\nmin_body_rate = \"10KiB\"\n";
     let in_body = "[[routes]]\nname = \"named\"\npath = \"/v1/named/{rest*}\"\nupstream = \"app\"\nscopes = [\"app\"]\nresource = \"any\"\nend_user = \"body:user\"\n";
     let (origin, gateway) = stand(&format!("{in_body}{H2C}{times}"));

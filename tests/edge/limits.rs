@@ -20,7 +20,7 @@ pub(crate) fn cut(gateway: &Gateway, reason: &str) -> f64 {
 }
 
 #[test]
-fn whoever_waits_longest_makes_room_and_whoever_is_served_stays() {
+fn the_connection_idle_longest_is_evicted_and_busy_ones_stay() {
     let (origin, gateway) = stand("[proxy]\nmax_connections = 8\nfirst_byte_timeout = \"60s\"\n");
     let secret = gateway.create_key(json!({"rate_limit": 1000})).secret;
     let hold = Hold::new();
@@ -42,7 +42,7 @@ fn whoever_waits_longest_makes_room_and_whoever_is_served_stays() {
 }
 
 #[test]
-fn when_everybody_is_being_served_a_newcomer_is_turned_away() {
+fn a_new_connection_is_refused_when_every_other_is_busy() {
     let (origin, gateway) = stand("[proxy]\nmax_connections = 3\n");
     let secret = gateway.create_key(json!({"rate_limit": 1000})).secret;
     let hold = Hold::new();
@@ -212,7 +212,7 @@ pub(crate) fn endless(origin: &crate::support::Origin) {
 }
 
 #[test]
-fn a_client_that_takes_nothing_is_cut_off() {
+fn a_client_that_reads_nothing_is_disconnected() {
     let (origin, gateway) = stand("[proxy]\nwrite_timeout = \"300ms\"\n");
     let key = gateway.create_key(json!({}));
     endless(&origin);
@@ -224,7 +224,7 @@ fn a_client_that_takes_nothing_is_cut_off() {
 }
 
 #[test]
-fn clients_that_take_nothing_cannot_hold_the_memory() {
+fn clients_that_read_nothing_cannot_exhaust_memory() {
     let (origin, gateway) = stand("[proxy]\nmax_bytes_in_flight = \"1MiB\"\nwrite_timeout = \"10m\"\n");
     let key = gateway.create_key(json!({"rate_limit": 1000}));
     endless(&origin);
@@ -240,7 +240,7 @@ fn clients_that_take_nothing_cannot_hold_the_memory() {
 }
 
 #[test]
-fn a_thousand_clients_that_hold_on_leave_the_others_alone() {
+fn a_thousand_idle_clients_do_not_slow_the_others() {
     // Clients and backend are all in this process, and the default limit may be a thousand files.
     let files = rlimit::increase_nofile_limit(8_192).unwrap();
     assert!(files >= 4_096, "no more than {files} open files are allowed (ulimit -Hn)");

@@ -148,7 +148,7 @@ async fn a_compressed_answer_is_metered_and_unchanged() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_client_that_leaves_was_sent_is_estimated() {
+async fn usage_of_a_cancelled_stream_is_estimated_from_what_was_sent() {
     let (origin, gateway, key) = metered();
     stream(&origin, &EVENTS, 1, &Hold::new());
     let input = QUESTION.len().div_ceil(4);

@@ -139,7 +139,7 @@ async fn sequential_http2_requests_pass_a_concurrency_limit_of_one() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_client_has_not_taken_of_an_answer_is_in_flight() {
+async fn unread_parts_of_a_response_count_as_in_flight() {
     let (origin, gateway) = stand(H2C);
     // More than a stream's window, and less than all that may be in flight.
     origin.answer(200, &[], &[b'x'; 100_000]);

@@ -95,7 +95,7 @@ async fn over_http1(mut stream: TlsStream<TcpStream>, secret: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_certificate_is_that_of_the_name_and_changes_without_a_restart() {
+async fn the_certificate_follows_the_name_and_changes_without_a_restart() {
     let (origin, authority) = (Origin::start(), Authority::new());
     let folder = Arc::new(tempfile::tempdir().unwrap());
     authority.write(&folder.path().join("one.pem"), "one.test");
@@ -288,7 +288,7 @@ fn forwarded_addresses_count_when_a_trusted_proxy_says_them() {
 }
 
 #[test]
-fn what_anybody_else_says_about_addresses_counts_for_nothing() {
+fn forwarded_addresses_of_untrusted_peers_are_ignored() {
     let (origin, gateway) = stand("[proxy]\ntrusted_proxies = [\"10.0.0.0/8\"]\nproxy_protocol = true\n");
     let limited = gateway.create_key(json!({"allowed_ips": ["192.0.2.0/24"]})).secret;
     let request = Request::get("/v1/app/x").bearer(&limited).header("X-Forwarded-For", "192.0.2.7");

@@ -216,7 +216,7 @@ fn a_client_that_leaves_takes_its_backend_request_with_it() {
 }
 
 #[test]
-fn an_answer_that_nobody_takes_ends_with_its_key_at_once() {
+fn a_response_that_nobody_reads_ends_with_its_key() {
     let (origin, gateway) = stand("[proxy]\nrevocation_check = \"100ms\"\nwrite_timeout = \"10m\"\n");
     let key = gateway.create_key(json!({}));
     endless(&origin);

@@ -112,7 +112,7 @@ async fn an_early_answer_over_http2_harms_no_other_stream() {
 }
 
 #[test]
-fn who_never_stops_sending_is_not_listened_to_for_ever() {
+fn reading_from_an_endless_sender_is_bounded() {
     let (_origin, gateway) = stand("");
     let mut client = gateway.connect();
     client.send(b"POST /v1/app/x HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n");
@@ -133,7 +133,7 @@ fn who_never_stops_sending_is_not_listened_to_for_ever() {
 }
 
 #[test]
-fn what_backends_do_not_take_is_not_read_from_clients() {
+fn bytes_that_a_backend_does_not_take_are_not_read_from_the_client() {
     let (hold, begun) = (Hold::new(), Arc::new(AtomicUsize::new(0)));
     let (until, begins) = (hold.clone(), Arc::clone(&begun));
     let stuck = backend(move |mut stream| {
@@ -236,7 +236,7 @@ async fn uploads_over_http2_are_counted_and_wait_as_well() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_backend_that_takes_nothing_is_not_the_clients_fault() {
+async fn a_backend_that_reads_nothing_is_not_reported_as_a_client_fault() {
     let hold = Hold::new();
     let until = hold.clone();
     let stuck = backend(move |mut stream| {

@@ -461,7 +461,7 @@ fn an_expired_token_is_told_apart_from_a_bad_one() {
 }
 
 #[test]
-fn people_are_told_in_chinese_where_they_prefer_it() {
+fn messages_are_in_chinese_where_preferred() {
     let place = Installation::new();
     let gateway = place.start();
     let call = |address, request: Request| {

@@ -289,7 +289,7 @@ fn answers(gateway: &Gateway, secret: &str) -> (u16, u64) {
 }
 
 #[test]
-fn what_the_keys_commands_do_is_in_force_when_the_gateway_starts() {
+fn changes_by_keys_commands_are_in_force_at_start() {
     let place = Installation::new();
     let (_, live) = place.make_key(&["--name", "live"]);
     let (disabled_id, disabled) = place.make_key(&["--name", "disabled"]);
@@ -619,7 +619,7 @@ fn import_ends_where_a_file_cannot_be_read_on() {
 }
 
 #[test]
-fn an_export_holds_no_secret_and_opens_the_same_doors_elsewhere_with_the_same_peppers() {
+fn an_export_holds_no_secret_and_its_keys_work_elsewhere_with_the_same_peppers() {
     let (here, there) = (Installation::new(), Installation::new());
     let (id, own) = here.make_key(&["--name", "own", "--quota-limit", "3", "--scopes", "app"]);
     here.done(&["workspaces", "create", "tenant"]);

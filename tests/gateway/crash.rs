@@ -96,7 +96,7 @@ fn under_load(gateway: &mut Gateway, keys: [&Key; 2], answers: u64) -> [Vec<Told
 }
 
 #[test]
-fn what_was_answered_before_any_of_twenty_kills_is_in_the_ledger_once() {
+fn requests_answered_before_any_of_twenty_kills_are_recorded_once() {
     let origin = Origin::start();
     let plan = "[plans.default]\napi_ops_rate_limit = 1000000\n[usage]\njournal_segment_bytes = \"64KiB\"\njournal_max_bytes = \"64MiB\"\n";
     let mut gateway = Gateway::start(&(one_route(origin.address) + plan));

@@ -20,7 +20,7 @@ fn drains(gateway: &Gateway) {
 }
 
 #[test]
-fn readiness_goes_first_and_until_load_balancers_have_seen_it_all_goes_on() {
+fn readiness_fails_first_and_requests_are_served_until_load_balancers_know() {
     let (_origin, mut gateway) = stand("[proxy]\ndrain_delay = \"1m\"\ndrain_timeout = \"1m\"\n");
     let key = gateway.create_key(json!({}));
     let request = Request::get("/v1/app/x").bearer(&key.secret);
@@ -41,7 +41,7 @@ fn readiness_goes_first_and_until_load_balancers_have_seen_it_all_goes_on() {
 }
 
 #[test]
-fn every_connection_gets_its_next_answer_and_hears_in_it_that_it_is_the_last() {
+fn every_connection_gets_its_next_response_with_connection_close() {
     let (origin, mut gateway) = stand("[proxy]\ndrain_idle = \"1m\"\ndrain_timeout = \"1m\"\n");
     let key = gateway.create_key(json!({"rate_limit": 1000}));
     let request = Request::get("/v1/app/x").bearer(&key.secret);
@@ -117,7 +117,7 @@ fn a_connection_that_waits_is_closed_after_its_time_and_then_the_process_ends() 
 }
 
 #[test]
-fn what_is_still_open_when_the_time_is_over_is_cut_and_recorded() {
+fn streams_open_after_the_drain_time_are_cut_and_recorded() {
     let (origin, mut gateway) =
         stand("[proxy]\ndrain_delay = \"100ms\"\ndrain_idle = \"1m\"\ndrain_timeout = \"300ms\"\n");
     let key = gateway.create_key(json!({}));

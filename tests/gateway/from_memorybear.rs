@@ -146,7 +146,7 @@ fn the_page_lists_makes_changes_and_deletes_keys_as_its_client_asks() {
 }
 
 #[test]
-fn its_services_get_the_keys_and_end_users_they_know() {
+fn imported_keys_and_end_users_reach_their_services() {
     let place = installation();
     let gateway = place.start();
     let call = |request: Request| {

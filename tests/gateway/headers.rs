@@ -70,7 +70,7 @@ fn each_family_can_be_switched_off() {
 }
 
 #[test]
-fn a_backend_cannot_make_the_limits_up() {
+fn limit_headers_of_a_backend_are_replaced() {
     let (origin, gateway) = stand("");
     origin.answer(
         200,
@@ -165,7 +165,7 @@ fn a_sound_traceparent_is_passed_on_and_otherwise_a_trace_begins() {
 }
 
 #[test]
-fn what_a_client_says_about_itself_in_our_names_never_reaches_the_origin() {
+fn identity_headers_sent_by_a_client_never_reach_the_origin() {
     let (origin, gateway) = stand("");
     let key = gateway.create_key(json!({"type": "app", "resource_id": "r1"}));
     let spoofed = [

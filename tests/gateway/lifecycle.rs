@@ -452,7 +452,7 @@ fn nodes_share_what_signs_tokens_by_the_environment_and_say_whether_they_are_rea
 }
 
 #[test]
-fn what_is_around_a_variable_is_not_part_of_it_and_quotes_are_told_before_anything_is_made() {
+fn whitespace_around_a_variable_is_trimmed_and_quotes_are_reported_before_start() {
     let folder = tempfile::tempdir().expect("a folder");
     let secret = "5e".repeat(32);
     let pepper = format!("7:{}", "a1".repeat(32));

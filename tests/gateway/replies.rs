@@ -39,7 +39,7 @@ fn a_message_that_could_be_read_in_two_ways_is_a_bad_request() {
 }
 
 #[test]
-fn what_the_parser_cannot_read_is_refused_and_never_forwarded() {
+fn requests_that_cannot_be_parsed_are_refused_and_never_forwarded() {
     let (origin, gateway) = stand("");
     let secret = gateway.create_key(json!({})).secret;
     let post = "POST /v1/app/x HTTP/1.1";

@@ -138,7 +138,7 @@ fn unknown_malformed_and_deleted_secrets_get_one_indistinguishable_answer() {
 }
 
 #[test]
-fn whoever_proves_a_secret_may_know_that_it_is_disabled_or_expired() {
+fn only_the_holder_of_a_secret_learns_that_it_is_disabled_or_expired() {
     let (_origin, gateway) = stand("");
     let key = gateway.create_key(json!({}));
     gateway.update_key(&key, &json!({"is_active": false}));

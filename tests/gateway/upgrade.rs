@@ -404,7 +404,7 @@ fn a_request_that_outlives_the_upgrade_is_answered_by_the_process_that_has_it() 
 }
 
 #[test]
-fn what_is_in_flight_in_the_old_process_counts_in_the_new_one_until_it_ends() {
+fn requests_in_flight_in_the_old_process_count_in_the_new_one() {
     let (origin, mut gateway) = stand("[proxy]\ndrain_timeout = \"10m\"\n");
     let key = gateway.create_key(json!({"concurrency_limit": 1}));
     let hold = Hold::new();
@@ -514,7 +514,7 @@ fn used_up_across_upgrades(gateway: &mut Gateway) -> [(usize, usize); 3] {
 }
 
 #[test]
-fn what_a_process_leaves_that_had_taken_over_is_found_by_the_next_start() {
+fn records_left_by_an_upgraded_process_are_found_at_the_next_start() {
     let (origin, mut gateway) = stand("");
     let key = gateway.create_key(json!({"quota_limit": 50, "rate_limit": 1000}));
     let old = gateway.upgrade();

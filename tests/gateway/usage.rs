@@ -47,7 +47,7 @@ fn the_record_of_a_served_request_tells_what_happened() {
 }
 
 #[test]
-fn what_was_decided_without_the_shared_counters_says_so_in_its_record() {
+fn records_say_when_they_were_decided_without_shared_counters() {
     let origin = Origin::start();
     let mut redis = crate::redis::RedisServer::start();
     let counters = format!("[counters]\nurl = \"redis://{}\"\n", redis.address);
@@ -174,7 +174,7 @@ fn a_backend_that_breaks_off_leaves_an_upstream_failed_record() {
 }
 
 #[test]
-fn what_is_in_flight_beyond_the_drain_time_is_recorded_as_interrupted() {
+fn requests_beyond_the_drain_time_are_recorded_as_interrupted() {
     let (origin, mut gateway) = stand("[proxy]\ndrain_timeout = \"200ms\"\n");
     let key = gateway.create_key(json!({"quota_limit": 10}));
     assert_eq!(gateway.get("/v1/app/answered", &key.secret).status, 200);

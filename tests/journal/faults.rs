@@ -120,7 +120,7 @@ fn a_full_journal_refuses_and_forgets_nobody_who_was_admitted() {
 }
 
 #[test]
-fn a_disk_without_room_is_tried_now_and_then_and_used_again() {
+fn a_full_disk_is_retried_and_used_again() {
     let disk = Arc::new(TestDisk::default());
     disk.is_full.store(true, Ordering::SeqCst);
     let mut stand = on(&disk, SMALL, WhenFull::Shed);
@@ -143,7 +143,7 @@ fn a_disk_without_room_is_tried_now_and_then_and_used_again() {
 }
 
 #[test]
-fn a_full_file_system_kills_nobody_and_is_used_again_when_it_has_room() {
+fn a_full_file_system_ends_no_process_and_is_used_again_when_it_has_room() {
     let tiny = TinyDisk::mount();
     let folder = tempfile::tempdir_in(tiny.path()).unwrap();
     let sizes = Sizes { segment: 128 << 10, segments: 1_000, threads: 1 };
@@ -235,7 +235,7 @@ fn damage_costs_what_it_hits_and_the_segment_is_kept_for_a_look() {
 }
 
 #[test]
-fn a_beginning_is_let_go_only_when_its_copy_is_on_disk() {
+fn a_segment_is_deleted_only_when_its_records_are_on_disk() {
     let disk = Arc::new(TestDisk::default());
     let mut stand = on(&disk, SMALL, WhenFull::Shed);
     let ledger = TestLedger::new(Mood::Well);

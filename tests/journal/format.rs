@@ -268,7 +268,7 @@ fn pages_that_never_reached_the_disk_cost_only_what_was_in_them() {
 }
 
 #[test]
-fn what_a_client_sends_does_not_pass_for_a_frame() {
+fn client_bytes_are_never_taken_for_a_journal_frame() {
     // A complete frame, sealed for another segment, inside a user agent whose own frame is damaged.
     let foreign = SegmentName { sequence: 9, salt: 1 }.seed();
     let mut inner = Vec::new();
@@ -410,7 +410,7 @@ proptest! {
     }
 
     #[test]
-    fn whatever_the_bytes_are_nothing_breaks(bytes in prop::collection::vec(any::<u8>(), 0..2_000)) {
+    fn arbitrary_bytes_break_nothing(bytes in prop::collection::vec(any::<u8>(), 0..2_000)) {
         let seed = ChecksumSeed::new(1, 2);
         if let ParsedFrame::Frame(frame) = codec::parse(&bytes, seed, 0) {
             prop_assert!(frame.len <= bytes.len() + 8);

@@ -30,7 +30,7 @@ fn crashed_in_second_slot(stand: &Stand) -> Arc<TempDir> {
 }
 
 #[test]
-fn one_that_takes_over_has_a_slot_of_its_own_and_strangers_have_none() {
+fn an_upgraded_process_has_a_slot_of_its_own_and_others_have_none() {
     let stand = Stand::new(SMALL);
     let folder = Arc::clone(&stand.folder);
     let is_owned = || matches!(process(folder.path()).open_exclusive(), Err(OpenError::Owned(it)) if it == folder.path().join("journal"));
@@ -58,7 +58,7 @@ fn a_fifth_process_finds_no_free_journal_slot() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_process_leaves_in_its_slot_the_next_one_stores_once() {
+async fn records_left_in_a_journal_slot_are_stored_once_by_the_next_process() {
     let stand = Stand::new(SMALL);
     let ledger = TestLedger::new(Mood::Gone);
     let served: Vec<_> = (0..50).map(|n| stand.serve(n)).collect();
@@ -99,7 +99,7 @@ async fn what_a_process_leaves_in_its_slot_the_next_one_stores_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_for_people_to_look_at_is_in_the_folder_of_the_config_whatever_the_slot() {
+async fn set_aside_files_are_in_the_configured_folder_whatever_the_slot() {
     let stand = Stand::new(SMALL);
     (0..100).for_each(|n| stand.serves(n));
     let crashed = crashed_in_second_slot(&stand);

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 #[tokio::test(start_paused = true)]
-async fn what_is_served_is_stored_once_and_the_journal_is_empty_after() {
+async fn served_requests_are_stored_once_and_the_journal_is_emptied() {
     let mut stand = Stand::new(SMALL);
     let ledger = TestLedger::new(Mood::Well);
     let (writer, stop) = stand.writer(&ledger, 10);
@@ -222,7 +222,7 @@ async fn a_ledger_that_is_too_slow_for_a_batch_gets_parts_and_whole_batches_when
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_not_stored_when_the_gateway_stops_is_stored_by_the_next_one() {
+async fn records_not_stored_at_shutdown_are_stored_by_the_next_process() {
     let mut stand = Stand::new(SMALL);
     let ledger = TestLedger::new(Mood::Gone);
     let (writer, stop) = stand.writer(&ledger, 10);
@@ -251,7 +251,7 @@ async fn what_is_not_stored_when_the_gateway_stops_is_stored_by_the_next_one() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_cannot_be_stored_at_the_start_is_known_to_limits_and_counted_once() {
+async fn records_not_stored_at_start_count_once_in_limits() {
     let stand = Stand::new(SMALL);
     (0..40).for_each(|n| stand.serves(n));
     let (_, mut pending) = stand.begin(40);

@@ -145,7 +145,7 @@ fn the_quota_holds_while_connections_are_cut_under_it() {
 }
 
 #[test]
-fn nobody_waits_for_a_database_that_is_known_to_be_gone() {
+fn no_request_waits_for_a_database_known_to_be_unreachable() {
     let url = wait(Server::shared().database());
     let line = Line::to(&url);
     let pair = pair_with([&url, &line.url], &plan(QUOTA));
@@ -180,7 +180,7 @@ fn generous(quota: usize, at_most: usize) -> (Pair, [Line; 2], Key) {
 }
 
 #[test]
-fn who_is_admitted_without_the_database_is_settled_when_it_is_back() {
+fn end_users_admitted_without_the_database_are_settled_when_it_is_back() {
     let (pair, lines, key) = generous(6, 100);
     let mut connections = pair.nodes().map(Gateway::connect);
     assert_eq!(ask(&mut connections[0], &key, "before"), 200);
@@ -210,7 +210,7 @@ fn who_is_admitted_without_the_database_is_settled_when_it_is_back() {
 }
 
 #[test]
-fn who_turns_out_to_be_too_many_is_refused_from_then_on() {
+fn end_users_over_the_quota_are_refused_once_confirmed() {
     let (pair, lines, key) = generous(3, 100);
     let mut connection = pair.first.connect();
     assert_eq!(ask(&mut connection, &key, "x"), 200);

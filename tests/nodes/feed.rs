@@ -39,7 +39,7 @@ fn delete_everywhere(node: &Gateway, key: &Key) -> Value {
 }
 
 #[test]
-fn the_ear_hangs() {
+fn the_notification_connection_hangs() {
     let (pair, line, _) = pair_with_line("");
     let key = pair.key(json!({}));
     line.set(Mode::HangIfSaid("LISTEN"));
@@ -47,7 +47,7 @@ fn the_ear_hangs() {
 }
 
 #[test]
-fn the_ear_is_cut_off() {
+fn the_notification_connection_is_cut() {
     let url = wait(Server::shared().database());
     let pair = pair(&url);
     let key = pair.key(json!({}));
@@ -62,7 +62,7 @@ fn the_ear_is_cut_off() {
 }
 
 #[test]
-fn nobody_announces_it() {
+fn a_change_without_notification_is_found() {
     let url = wait(Server::shared().database());
     let pair = pair(&url);
     let key = pair.key(json!({}));
@@ -78,7 +78,7 @@ fn nobody_announces_it() {
 }
 
 #[test]
-fn every_connection_dies_without_a_word_and_new_ones_are_made() {
+fn connections_that_die_silently_are_replaced() {
     let (pair, line, _) = pair_with_line("");
     let key = pair.key(json!({}));
     line.set(Mode::HangIfOld);
@@ -88,7 +88,7 @@ fn every_connection_dies_without_a_word_and_new_ones_are_made() {
 }
 
 #[test]
-fn an_ear_that_hears_nothing_any_more_is_replaced() {
+fn a_notification_connection_that_is_dead_is_replaced() {
     // Polling is so rare that only a notification delivers changes in time.
     let (pair, line, url) = pair_with_line("[keyring]\npoll_interval = \"60s\"\n");
     let key = pair.first.create_key(json!({}));
@@ -242,7 +242,7 @@ fn old_keys_are_too_old_only_after_max_stale() {
 }
 
 #[test]
-fn a_name_that_another_node_has_is_told_and_hurts_nobody() {
+fn a_duplicate_node_name_is_logged_and_affects_nobody() {
     let url = wait(Server::shared().database());
     let Pair { first, second, _origin } = pair(&url);
     let twin = node(&_origin, &url, "first", &shared_with(&first));

@@ -115,7 +115,7 @@ fn a_snapshot_is_served_by_until_the_database_is_back() {
 }
 
 #[test]
-fn what_a_killed_node_had_admitted_counts_once_while_the_database_is_gone() {
+fn admissions_of_a_killed_node_count_once_while_the_database_is_gone() {
     let (mut server, _origin, mut gateway) = stand();
     let key = gateway.create_key(json!({"quota_limit": QUOTA}));
     for _ in 0..3 {

@@ -161,7 +161,7 @@ fn usage_of_all_nodes_adds_up() {
 }
 
 #[test]
-fn a_database_that_is_gone_hurts_no_request_and_is_welcome_back() {
+fn an_unreachable_database_affects_no_request_and_is_used_again() {
     let mut server = Server::start();
     let Pair { first, second, _origin } = pair(&wait(server.database()));
     let key = first.create_key(json!({}));

@@ -57,7 +57,7 @@ fn a_key_that_breaks_while_nodes_run_is_refused_until_it_is_mended() {
 }
 
 #[test]
-fn what_a_broken_plan_or_workspace_held_up_is_served_once_it_is_mended() {
+fn keys_of_a_broken_plan_or_workspace_are_served_once_it_is_mended() {
     let url = wait(Server::shared().database());
     let first = pair(&url);
     let (here, token) = (first.key(json!({})), first.first.mint("admin", "elsewhere"));

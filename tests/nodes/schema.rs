@@ -122,7 +122,7 @@ fn a_node_does_not_start_on_a_newer_schema_and_one_that_runs_goes_on() {
 }
 
 #[test]
-fn what_stands_in_the_way_of_a_command_is_told_with_its_exit_code() {
+fn obstacles_of_a_command_are_reported_with_an_exit_code() {
     let mut server = Server::start();
     let folder = configured(&server.url("postgres"));
     server.stop();

@@ -114,7 +114,7 @@ async fn by_way_of_doom(url: &str, doomed: watch::Receiver<u32>) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_call_that_meets_a_closed_connection_does_not_notice() {
+async fn a_call_on_a_closed_connection_is_repeated() {
     let place = Place::postgres().await;
     let w = place.tenant("w1").await;
     let (doom, doomed) = watch::channel(0);
@@ -240,7 +240,7 @@ async fn announced(url: &str, work: impl Future<Output = ()>) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_500_newcomers_on_two_stores_exactly_the_quota_exists() {
+async fn of_500_new_end_users_on_two_stores_exactly_the_quota_exists() {
     let place = Place::postgres().await;
     let w = place.tenant("w1").await;
     let stores = [Arc::clone(&place.store), Arc::new(open_postgres(place.url()).await) as Arc<dyn Store>];
@@ -405,14 +405,14 @@ async fn a_copy_that_is_refused_at_its_beginning_spoils_no_connection() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_clock_that_was_ahead_has_hidden_comes_back() {
+async fn records_hidden_by_a_clock_that_was_ahead_reappear() {
     let place = Place::postgres().await;
     let server = raw(place.url()).await;
     what_is_hidden_until_2223_comes_back(&place, async |sql| server.batch_execute(sql).await.unwrap()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_day_that_somebody_holds_ends_no_round_of_upkeep() {
+async fn a_locked_partition_does_not_end_maintenance() {
     const DAY: Duration = Duration::from_hours(24);
     let place = Place::postgres().await;
     let w = place.tenant("w1").await;
@@ -506,7 +506,7 @@ async fn a_migration_that_was_cut_off_is_done_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_half_there_is_refused_clearly_and_left_alone() {
+async fn half_migrated_stores_are_refused_and_unchanged() {
     let url = Server::shared().create("").await;
     let client = raw(&url).await;
     client.batch_execute("CREATE TABLE keys (mine INT)").await.unwrap();
@@ -551,7 +551,7 @@ async fn a_database_that_is_not_utf8_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_is_not_let_in_is_told_so_without_the_password() {
+async fn a_rejected_login_is_reported_without_the_password() {
     let server = Server::shared();
     let why = refusal(open(&server.url("nowhere"), &patient()).await);
     assert_eq!(why, "no such database on the server");

@@ -91,7 +91,7 @@ async fn a_newer_schema_is_refused() {
 }
 
 #[tokio::test]
-async fn what_is_not_our_database_is_refused_and_left_alone() {
+async fn foreign_databases_are_refused_and_unchanged() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("k.db");
     let text = "this is a letter to my grandmother, and it is longer than a header. ".repeat(20);
@@ -148,7 +148,7 @@ async fn a_record_is_refused_for_its_content_and_all_else_is_the_stores_fault() 
 }
 
 #[tokio::test]
-async fn what_a_clock_that_was_ahead_has_hidden_comes_back() {
+async fn records_hidden_by_a_clock_that_was_ahead_reappear() {
     let place = Place::sqlite().await;
     let other = Connection::open(place.path()).unwrap();
     what_is_hidden_until_2223_comes_back(&place, async |sql| other.execute_batch(sql).unwrap()).await;

@@ -68,7 +68,7 @@ fn a_preflight_is_answered_before_the_key_and_for_nothing() {
 }
 
 #[test]
-fn where_nothing_is_said_of_other_origins_the_backend_answers_preflights_without_a_key() {
+fn preflights_reach_the_backend_where_no_cors_is_configured() {
     let origin = Origin::start();
     let config = upstream("app", origin.address)
         + &route("plain", "/v1/plain/{rest*}", "app", "rewrite = \"/in/{rest}\"\nmethods = [\"POST\"]")

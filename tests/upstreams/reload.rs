@@ -88,7 +88,7 @@ fn a_mistake_leaves_everything_as_it_was_and_all_are_told() {
 }
 
 #[test]
-fn what_was_put_in_force_is_in_the_audit_trail_and_what_was_refused_is_not() {
+fn applied_reloads_are_audited_and_refused_ones_are_not() {
     let origin = Origin::start();
     let gateway = Gateway::start(&(upstream("a", origin.address) + &named("x", "a")));
     let lines = || gateway.managed("GET", "/audit?platform=true&action=config.reload", None)["items"].clone();
@@ -160,7 +160,7 @@ fn requests_in_flight_finish_where_they_began() {
 }
 
 #[test]
-fn what_is_known_of_servers_and_their_connections_stay() {
+fn server_state_and_connections_survive_a_reload() {
     let group = Group::start(&[1, 1], "[upstreams.eject]\nafter = 1\nfirst = \"1h\"\nlongest = \"1h\"\n");
     group.origins[0].answer(503, &[], b"");
     while group.counts()[0] == 0 {

@@ -36,7 +36,7 @@ fn a_connection_that_breaks_before_the_answer_repeats_what_may_be_done_twice() {
 }
 
 #[test]
-fn what_may_have_been_done_is_not_done_again() {
+fn requests_that_may_have_been_processed_are_not_retried() {
     let group = Group::start(&[1, 1], NO_EJECTION);
     (0..2).for_each(|n| break_off(&group, n));
     let key = group.gateway.create_key(json!({"quota_limit": 10}));

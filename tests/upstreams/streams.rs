@@ -272,7 +272,7 @@ fn careless(
 }
 
 #[test]
-fn what_comes_late_of_cancelled_requests_breaks_nobody_elses() {
+fn late_frames_of_cancelled_requests_disturb_no_other_stream() {
     let backend = Careless::start();
     let group = Group::start_with(&[backend.address], "protocol = \"http2\"");
     let waiting = bystanders(&group, || backend.seen.load(Ordering::Acquire));
@@ -364,7 +364,7 @@ fn before(backend: &Leaving) -> (Gateway, String) {
 }
 
 #[test]
-fn what_a_backend_that_leaves_has_not_acted_on_is_sent_again_whatever_its_method() {
+fn requests_after_goaway_are_retried_whatever_their_method() {
     for bytes in [0, 1_000, 60_000, 66_000, 100_000, 400_000] {
         for chunked in [false, true] {
             let backend = Leaving::start();
@@ -393,7 +393,7 @@ fn what_a_backend_that_leaves_has_not_acted_on_is_sent_again_whatever_its_method
 }
 
 #[test]
-fn what_a_backend_that_leaves_has_not_acted_on_is_sent_again_for_clients_over_http2() {
+fn requests_after_goaway_are_retried_for_http2_clients() {
     for bytes in [0, 60_000, 100_000, 400_000] {
         let backend = Leaving::start();
         let (gateway, secret) = before(&backend);

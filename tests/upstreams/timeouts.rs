@@ -533,7 +533,7 @@ fn a_request_may_take_longer_to_send_than_its_backend_to_answer() {
 }
 
 #[test]
-fn a_client_that_takes_nothing_is_not_a_backend_that_pauses() {
+fn a_client_that_reads_nothing_is_not_taken_for_a_slow_backend() {
     let size = 16 << 20;
     let backend = Backend::start(&Hold::new());
     let (gateway, secret) = before(backend.address, "protocol = \"http2\"\nread_timeout = \"300ms\"", "");

@@ -310,7 +310,7 @@ fn a_line_of_the_access_log_names_the_request_and_its_trace() {
 // === nobody waits for a collector ===
 
 #[test]
-fn what_has_no_place_in_the_queue_is_dropped_and_counted_and_requests_do_not_notice() {
+fn spans_beyond_the_queue_are_dropped_and_counted_without_delaying_requests() {
     let (collector, _backend, mut gateway, secret) =
         traced("queue_requests = 2\nbatch_requests = 1\nbatch_delay = \"10ms\"\n");
     let hold = Hold::new();
@@ -331,7 +331,7 @@ fn what_has_no_place_in_the_queue_is_dropped_and_counted_and_requests_do_not_not
 }
 
 #[test]
-fn a_collector_that_is_gone_harms_nobody_and_is_told_of_once() {
+fn an_unreachable_collector_affects_nobody_and_is_logged_once() {
     let (port, backend) = (ReservedPort::any(), Origin::start());
     let more = "batch_requests = 1\nbatch_delay = \"10ms\"\n";
     let mut gateway = Gateway::start(&to_collector(port.address, more, &one_route(backend.address)));
@@ -347,7 +347,7 @@ fn a_collector_that_is_gone_harms_nobody_and_is_told_of_once() {
 }
 
 #[test]
-fn what_may_be_sent_again_is_and_the_rest_is_not() {
+fn only_repeatable_requests_are_retried() {
     let (collector, _backend, gateway, secret) = traced(AT_ONCE);
     // Long enough that the collector accepts before the last try.
     collector.answer(503, &[("Retry-After", "1")], b"");

@@ -213,7 +213,7 @@ fn a_tunnel_whose_backend_breaks_off_is_no_failure() {
 }
 
 #[test]
-fn a_key_that_is_switched_off_closes_its_tunnel_with_a_word() {
+fn disabling_a_key_closes_its_tunnels_with_a_close_frame() {
     let origin = Origin::start();
     echoing(&origin);
     let upstream = format!("[[upstreams]]\nname = \"app\"\nservers = [\"{}\"]\n", origin.address);

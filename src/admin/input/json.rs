@@ -163,7 +163,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn what_is_there_once_reads_as_with_any_reader() {
+    fn unique_fields_read_as_with_any_parser() {
         for text in [
             "null",
             "[true, false, [], {}]",
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_there_twice_is_named_with_its_place() {
+    fn duplicate_fields_are_named_with_their_position() {
         let long = "x".repeat(10_000);
         let rows = [
             (r#"{"a": 1, "a": 1}"#, "a"),
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_json_says_where() {
+    fn invalid_json_is_reported_with_its_position() {
         for text in
             ["", "{", "{\"a\": 1} x", "{\"a\": 1, \"a\": }", "{'a': 1}", "[1,]", "\u{feff}{}", "\"\u{1}\""]
         {

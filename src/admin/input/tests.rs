@@ -229,7 +229,7 @@ fn an_answer_names_at_most_a_hundred_mistakes() {
 }
 
 #[test]
-fn a_key_of_few_words_gets_the_defaults() {
+fn a_minimal_key_gets_the_defaults() {
     let input = CreateKeyInput::read(&with(json!({"name": " spaced "})), &workspace(), NOW).expect("right");
     let id = KeyId::new(NOW);
     for (plan_rate, expected) in [(1_000, 50), (20, 20)] {
@@ -367,7 +367,7 @@ fn null_clears_what_can_be_empty_and_nothing_else() {
 }
 
 #[test]
-fn what_a_key_is_cannot_be_changed() {
+fn type_and_resource_of_a_key_cannot_be_changed() {
     for name in ["id", "type", "resource_id", "workspace_id", "hint", "created_by", "created_at"] {
         let errors = said(change(&map(json!({name: "x"}))).expect_err(name));
         assert_eq!(errors, [(name.to_owned(), "cannot be changed".to_owned())]);

@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_address_makes_room_for_itself_and_for_nobody_else() {
+    async fn an_address_over_its_quota_evicts_only_its_own_connections() {
         let table = table(10, 2);
         let other = table.register(address(2)).expect("a place");
         let first = table.register(address(1)).expect("a place");

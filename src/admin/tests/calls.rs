@@ -115,7 +115,7 @@ async fn a_change_touches_what_it_names() {
 }
 
 #[tokio::test]
-async fn what_is_shown_of_a_key_may_be_sent_back() {
+async fn a_key_as_shown_is_a_valid_update() {
     let (api, token) = api_and_token().await;
     let body = json!({"name": "n", "type": "app", "resource_id": "app-1", "expires_at": NOW.as_secs() + 60});
     let id = api.call(&token, "POST", "/apikeys", body).await.data()["id"].clone();

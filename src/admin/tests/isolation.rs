@@ -266,7 +266,7 @@ fn body(text: &str) -> Value {
 }
 
 #[tokio::test]
-async fn what_is_not_there_and_what_is_elsewhere_look_the_same() {
+async fn missing_objects_and_those_of_other_workspaces_look_the_same() {
     let api = Api::start().await;
     let mine = things_of(&api, "ws-a").await;
     let token = api.token("ws-b", Role::Admin);

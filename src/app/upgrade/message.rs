@@ -151,7 +151,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_is_written_is_read_and_half_of_it_is_nothing() {
+    async fn written_files_read_back_and_half_of_one_is_refused() {
         let told = |subject, debt, metered| CounterDelta {
             subject,
             at: Timestamp::from_micros(7),

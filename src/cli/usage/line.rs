@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_back_exactly() {
+    fn written_values_read_back_exactly() {
         for whole in [UsageRecord::full_sample(), UsageRecord::bare_sample()] {
             let line = written(&whole);
             assert!(!line.contains('\n'), "one line: {line}");
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_into_cells_is_read_back_exactly_and_is_no_formula() {
+    fn csv_cells_read_back_exactly_and_hold_no_formula() {
         let texts = ["", "=1+1", "'=1+1", "+a,\"b\"\r\n", "\t@x", "-", "plain", " =blank", "'", "a\u{0}b"];
         for (n, text) in texts.iter().enumerate() {
             let other = texts[(n + 1) % texts.len()];

@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_much_is_refused_when_it_is_announced_or_before_it_is_all_there() {
+    fn oversized_answers_are_refused_when_announced_or_before_they_are_complete() {
         let nested = |n: usize| [b"*2\r\n:1\r\n".repeat(n), b":1\r\n".to_vec()].concat();
         assert_eq!(refused(&nested(1_000), 7), None);
         for (answer, why) in [

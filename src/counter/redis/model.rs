@@ -425,7 +425,7 @@ fn always<S: Strategy>(inputs: &S, law: impl Fn(&RedisServer, S::Value) -> Resul
 /// Whatever is lost, late or dies, and whatever nodes decide without an answer: no window or lifetime limit is exceeded,
 /// nor the number in flight by requests that Redis admitted.
 #[test]
-fn no_limit_is_exceeded_whatever_is_lost_late_or_dies() {
+fn no_limit_is_exceeded_whatever_is_lost_late_or_crashes() {
     let inputs = (1..4_usize, acts(120), 1..300_u64, 1..600_u64, 1..500_u64, proptest::option::of(1..30_u64));
     always(&inputs, |server, (nodes, acts, minute, total, shared, places)| {
         let rate = LimitRule::Bucket { rate: 2_000, burst: 2_000 };

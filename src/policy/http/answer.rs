@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn what_ends_an_answer() {
+    fn events_that_end_a_response() {
         for (lines, is_head, end, reuse) in [
             ("HTTP/1.1 200 OK\r\nContent-Length: 5", false, BodyEnd::Length(5), true),
             ("HTTP/1.1 200 OK\r\nContent-Length: 0", false, BodyEnd::None, true),

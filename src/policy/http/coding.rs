@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_coded_is_read_up_to_the_limit_and_not_beyond() {
+    fn decoded_bodies_are_read_up_to_the_limit() {
         let text = [b"{\"user\":\"ann\"}".as_slice(), &[b' '; 10_000_000]].concat();
         for (coding, body) in coded(&text) {
             assert!(decode(coding, &body, 10_000_014).is_ok_and(|bytes| bytes == text), "{coding:?}");

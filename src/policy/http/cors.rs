@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_backend_says_does_not_count() {
+    fn claims_of_the_backend_do_not_count() {
         let origin = HeaderValue::from_static("https://app.example");
         let mut answer = HeaderMap::new();
         answer.insert("access-control-allow-origin", HeaderValue::from_static("*"));

@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn where_there_is_none_the_field_of_the_dialect_is_added() {
+    fn a_missing_maximum_is_added_in_the_field_of_the_dialect() {
         for (path, body, expected) in [
             (CHAT, "{}", Some(r#"{"max_completion_tokens":50}"#)),
             (CHAT, r#"{"n":1}"#, Some(r#"{"max_completion_tokens":50,"n":1}"#)),

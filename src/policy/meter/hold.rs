@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_held_is_never_more_tokens_than_of_any_measure() {
+    fn holds_never_exceed_the_tokens_of_any_measure() {
         let kinds = |amounts: Amounts| {
             let tokens = held_tokens(&amounts);
             (tokens.total, tokens.input, tokens.output)

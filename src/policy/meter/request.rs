@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_request_wants_is_found_in_every_dialect_and_order() {
+    fn maximum_and_model_of_a_request_are_found_in_every_dialect_and_order() {
         for (body, max_output, choices) in [
             (r#"{"max_tokens":100,"messages":[]}"#, Some(100), 0),
             (r#"{"messages":[{"max_tokens":7}],"n":3,"max_completion_tokens":50}"#, Some(50), 3),

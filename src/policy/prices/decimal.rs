@@ -116,7 +116,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_shown_is_read_back(price in 0..=PRICE_MAX) {
+        fn displayed_values_parse_back(price in 0..=PRICE_MAX) {
             prop_assert_eq!(shifted(&shown(price), 9), Ok(price));
         }
 

@@ -181,7 +181,7 @@ mod tests {
     const UNIT: u64 = 1_000_000_000;
 
     #[test]
-    fn what_is_not_given_follows_from_what_is() {
+    fn missing_prices_are_derived_from_given_ones() {
         let list = json!([
             {"model": "a", "input": "2.5", "output": 10},
             {"model": "b*", "input": 3, "cached": 0.3, "cache_write": "3.75", "output": 15, "reasoning": null,

@@ -21,7 +21,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_may_have_a_meaning_in_a_form_is_encoded() {
+    fn characters_with_a_meaning_in_forms_are_encoded() {
         assert_eq!(percent_encoded("aZ09-._"), "aZ09-._");
         assert_eq!(percent_encoded("a b+c&d=e:é%"), "a%20b%2Bc%26d%3De%3A%C3%A9%25");
     }

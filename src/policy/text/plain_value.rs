@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_around_a_value_is_not_part_of_it_and_quotes_are_told() {
+    fn whitespace_around_a_value_is_trimmed_and_quotes_are_reported() {
         for (text, expected) in [
             ("", Ok("")),
             ("plain", Ok("plain")),

@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_sealed_opens_with_its_key_only_and_never_twice_the_same() {
+    fn sealed_values_open_with_their_key_only_and_never_look_the_same() {
         let (old, both) = (keys(ONE), keys(&format!("# rotated\n{TWO}\n{ONE}\n")));
         let (a, b) = (sealed(&old), sealed(&old));
         assert_ne!(a.sealed, b.sealed);

@@ -399,7 +399,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_newcomer_finds_room_from_the_first_moment_on() {
+    async fn a_new_connection_finds_room_at_once() {
         let table = table(2);
         let new = || newcomer(&table);
         let all = [new(), new(), new(), new()]

@@ -459,7 +459,7 @@ mod tests {
     }
 
     #[test]
-    fn what_connection_names_ends_with_the_hop_but_for_framing() {
+    fn fields_named_in_connection_are_hop_by_hop_except_framing() {
         let answer = || {
             let mut fields = request(&[
                 ("connection", "close, X-Debug-Node, content-length"),
@@ -526,7 +526,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_of_people_is_escaped_so_that_it_can_be_read_back() {
+    fn free_text_is_escaped_reversibly() {
         for (text, field) in
             [("", ""), ("ada@example.org", "ada@example.org"), ("Ann B", "Ann%20B"), ("100%", "100%25")]
         {

@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn what_one_key_has_in_flight_beyond_its_share_goes_apart() {
+    fn streams_of_a_key_beyond_its_share_get_a_connection_of_their_own() {
         let slot = StreamSlot::default();
         let apart = (0..20).filter(|_| slot.begin(SECOND)).count();
         assert_eq!(apart, 20 - SHARED_STREAMS as usize);

@@ -355,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_long_fails_at_its_header() {
+    fn frames_that_are_too_long_fail_at_their_header() {
         let header =
             |length: usize| [&b"D"[..], &u32::try_from(length).expect("fits").to_be_bytes()].concat();
         assert!(Bounds::default().pass(&header(MESSAGE_BYTES_MAX)).is_ok());

@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_word_about_tls_it_is_preferred() {
+    fn tls_is_preferred_where_nothing_is_configured() {
         let url: PostgresUrl = "postgresql://k@h/d".parse().unwrap();
         assert_eq!(
             (url.ssl_mode, url.password(), url.hosts.as_slice()),
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_said_without_repeating_it() {
+    fn errors_do_not_repeat_the_value() {
         for (url, why) in [
             ("mysql://k:hunter2@h/d", "must begin with postgres://"),
             ("postgres://h/d", "must name a user"),

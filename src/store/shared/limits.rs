@@ -39,7 +39,7 @@ mod tests {
     use crate::model::key::{CEILING_MAX, Measure, Per};
 
     #[test]
-    fn what_was_written_is_read() {
+    fn written_values_are_read() {
         let all = Owner::ALL.iter().flat_map(|of| Measure::ALL.iter().map(move |count| (*of, *count)));
         let limits: Vec<_> =
             all.map(|(of, count)| Ceiling { of, count, per: Per::Month, max: CEILING_MAX }).collect();
@@ -47,7 +47,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_ceiling_is_named() {
+    fn invalid_ceilings_are_named() {
         for (text, why) in [
             ("", "not a JSON array of objects"),
             ("[1]", "not a JSON array of objects"),

@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_database_lacks_is_pending() {
+    fn missing_migrations_are_pending() {
         let state = compare(&runner(STEPS).unwrap(), history(STEPS, 1)).unwrap();
         assert_eq!((state.applied, state.pending), (vec![name(1)], vec![name(2), name(3)]));
     }

@@ -404,7 +404,7 @@ mod tests {
         }
 
         #[test]
-        fn what_was_encoded_is_decoded(all in times()) {
+        fn encoded_values_decode(all in times()) {
             let sketch = sketch(&all);
             prop_assert_eq!(LatencySketch::decode(&sketch.encode()), Ok(sketch));
         }

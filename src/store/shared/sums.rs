@@ -235,7 +235,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn there_is_a_figure_for_each_column() {
+    fn every_column_has_a_value() {
         assert_eq!(columns().count(), SUMS);
         assert!(columns().all(|name| !name.is_empty() && name == name.trim()));
         assert_eq!(columns().position(|name| name == LATEST), Some(15));

@@ -4,7 +4,7 @@ use super::*;
 
 /// Units granted from a full bucket and spent at the end of their validity must not meet a bucket that is full again.
 #[test]
-fn what_is_spent_late_does_not_add_to_a_full_burst() {
+fn units_spent_late_do_not_add_to_a_full_burst() {
     let server = RedisServer::start();
     let mut world = World::new(&server);
     let limits = [limit(LimitName::Rate { plan: false }, LimitRule::Bucket { rate: 1_000, burst: 100 })];
@@ -75,7 +75,7 @@ fn a_call_counts_once_and_in_its_order() {
 
 /// A late node reports only what the ledger could not know when Redis was filled from it.
 #[test]
-fn what_the_ledger_has_is_not_counted_twice() {
+fn units_in_the_ledger_are_not_counted_twice() {
     let server = RedisServer::start();
     let mut world = World::new(&server);
     let limits = [limit(LimitName::Quota, LimitRule::of(Per::Total, 100))];

@@ -7,7 +7,7 @@ fn checked(head: &str) -> Result<Framing, BadHead> {
 }
 
 #[test]
-fn what_can_be_told_of_a_refused_head() {
+fn known_parts_of_a_refused_head_are_reported() {
     for (head, method, path, languages) in [
         (
             "GET /a/../b?key=secret HTTP/1.1\r\nAccept-Language: zh-CN, en;q=0.5\r\n\r\n",
@@ -128,7 +128,7 @@ fn the_request_line_has_three_parts_and_single_spaces() {
 }
 
 #[test]
-fn what_clients_leave_in_targets_is_noted_where_it_can_be_escaped() {
+fn unescaped_bytes_of_targets_are_found_where_they_can_be_escaped() {
     let loose = |target: &[u8]| {
         let head = [b"GET ".as_slice(), target, b" HTTP/1.1\r\nHost: h\r\n\r\n"].concat();
         check(&head, 100).map(|sound| sound.is_loose)

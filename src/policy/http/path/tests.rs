@@ -155,7 +155,7 @@ fn a_query_is_left_alone_unless_it_could_end_the_request() {
 }
 
 #[test]
-fn what_clients_leave_in_targets_is_escaped_where_it_means_one_thing() {
+fn unescaped_bytes_of_targets_are_escaped_where_unambiguous() {
     for (target, escaped) in [
         ("/a|b", "/a%7Cb"),
         ("/[x]^`{y}", "/%5Bx%5D%5E%60%7By%7D"),
@@ -174,7 +174,7 @@ fn what_clients_leave_in_targets_is_escaped_where_it_means_one_thing() {
 }
 
 #[test]
-fn what_is_wrong_names_the_character() {
+fn errors_name_the_character() {
     for (bad, told) in [
         (Character(b'#'), "the path has the character `#`, which must be percent-encoded"),
         (Character(b'\\'), "the path has the character `\\`, which some servers take for a slash"),
@@ -251,7 +251,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2_000))]
 
     #[test]
-    fn what_comes_out_is_canonical(raw in prop_oneof![raw_path(), likely_path()]) {
+    fn output_paths_are_canonical(raw in prop_oneof![raw_path(), likely_path()]) {
         let Ok(path) = canonical(&raw) else { return Ok(()) };
         let again = canonical(path.as_bytes());
         prop_assert_eq!(again.as_ref().map(CanonicalPath::as_str), Ok(path.as_str()));

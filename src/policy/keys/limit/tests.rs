@@ -140,7 +140,7 @@ fn half_of_a_burst_is_half_of_it_at_any_rate() {
 }
 
 #[test]
-fn what_time_has_refilled_is_not_given_back_again() {
+fn refilled_units_are_not_returned_again() {
     let limits = [bucket(1, 7)];
     let clock = ManualClock::at(Timestamp::from_secs(1_764_000_000));
     let mut state = CounterState::default();
@@ -211,7 +211,7 @@ fn a_lowered_plan_rules_the_rate_and_the_burst() {
 }
 
 #[test]
-fn what_is_counted_does_not_depend_on_the_limits_set() {
+fn counts_do_not_depend_on_the_configured_limits() {
     let mut state = CounterState::default();
     let clock = ManualClock::at(Timestamp::from_secs(1_764_000_000));
     for _ in 0..5 {
@@ -230,7 +230,7 @@ fn what_is_counted_does_not_depend_on_the_limits_set() {
 proptest! {
     /// Refused until exactly the announced time, then admitted.
     #[test]
-    fn refused_until_told_then_admitted(limits in any_limits(), start in any_start(),
+    fn refused_for_the_announced_time_then_admitted(limits in any_limits(), start in any_start(),
                                         steps in prop::collection::vec(0..300_000_u64, 1..200)) {
         let clock = ManualClock::at(start);
         let mut state = CounterState::default();
@@ -311,7 +311,7 @@ proptest! {
 
     /// However rate and burst change, nobody waits longer than the current ones require, and a refusal ends when it says.
     #[test]
-    fn nobody_waits_longer_than_the_limits_in_force_make_him_wait(
+    fn waits_follow_the_limits_in_force(
         steps in prop::collection::vec((1..2_000_u64, 1..300_u64, 0..3_000_u64, 0..400_usize), 1..60)
     ) {
         let clock = ManualClock::at(Timestamp::from_secs(0));

@@ -336,7 +336,7 @@ fn a_rewritten_path_is_made_of_the_parameters_of_its_own_pattern() {
 
 proptest! {
     #[test]
-    fn what_was_canonical_stays_canonical(segments in prop::collection::vec("[a-z0-9._~%-]{1,6}", 1..6), slash: bool) {
+    fn canonical_paths_stay_canonical(segments in prop::collection::vec("[a-z0-9._~%-]{1,6}", 1..6), slash: bool) {
         let sent = format!("/v1/{}{}", segments.join("/"), if slash { "/" } else { "" });
         let Ok(spelled) = canonical(sent.as_bytes()) else { return Ok(()) };
         let mut route = route("r", "/v1/{id}/{rest*}", &[]);

@@ -23,7 +23,7 @@ fn heavy_candidates_take_turns_with_light_ones() {
 }
 
 #[test]
-fn nobody_is_chosen_where_nobody_is_usable() {
+fn no_server_is_picked_where_none_is_usable() {
     for balance in [Balancer::default(), Balancer::new(candidates(&[1, 2]))] {
         assert_eq!(balance.round_robin(3, |_| false), None);
         assert_eq!(balance.least_loaded(3, |_| 0, |_| false), None);
@@ -136,7 +136,7 @@ proptest! {
     }
 
     #[test]
-    fn whoever_is_chosen_was_usable(weights in weights(), mask: u16, random: u64, percent in 0_u32..300) {
+    fn every_picked_server_is_usable(weights in weights(), mask: u16, random: u64, percent in 0_u32..300) {
         let balance = Balancer::new(candidates(&weights));
         let usable = |n: usize| mask & (1 << n) != 0;
         let anybody = (0..weights.len()).any(usable);
