@@ -56,6 +56,8 @@ pub(super) struct KeyParams {
 pub(super) struct KeyQuery {
     filter: KeyFilter,
     page: PageRequest,
+    /// Whether disabled keys are left out although nobody asked for that.
+    hides_disabled: bool,
 }
 
 impl FromParams for KeyQuery {
@@ -82,7 +84,8 @@ impl FromParams for KeyQuery {
         if filter.after.is_some() && page.page != 1 {
             params.refuse("cursor", "cannot be given together with page");
         }
-        Self { filter, page }
+        let hides_disabled = active.is_none() && !is_deleted && filter.after.is_none();
+        Self { filter, page, hides_disabled }
     }
 }
 
@@ -152,6 +155,9 @@ pub(super) struct ListedKey {
 pub(super) struct ListedKeys {
     page: KeyPageView,
     items: Vec<ListedKey>,
+    /// How many disabled keys meet the other conditions and are left out. Only without `is_active`, `is_deleted` and `cursor`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    disabled: Option<u64>,
 }
 
 /// The position of this part.
@@ -246,7 +252,8 @@ pub(super) async fn create_key(
 /// List keys
 ///
 /// Role `viewer`. Newest first, by page or by cursor; only a cursor skips and repeats nothing while keys are created, and costs
-/// the same however many keys come before it. Deleted keys are listed only with `is_deleted=true`.
+/// the same however many keys come before it. Disabled keys are listed only with `is_active=false` or `any`, deleted ones only
+/// with `is_deleted=true`.
 #[utoipa::path(get, path = "/apikeys", tag = "API keys", params(KeyParams), responses(
     (status = 200, description = "A page of keys", body = Envelope<ListedKeys>),
     (status = "default", description = "Refused", body = Envelope<Detail>),
@@ -254,12 +261,19 @@ pub(super) async fn create_key(
 pub(super) async fn list_keys(
     State(admin): State<AdminState>,
     WorkspaceReader { workspace }: WorkspaceReader,
-    Query(KeyQuery { filter, page }): Query<KeyQuery>,
+    Query(KeyQuery { filter, page, hides_disabled }): Query<KeyQuery>,
 ) -> Result<ApiResponse<ListedKeys>, AdminError> {
     let at = admin.now();
     let keys = admin.ask(Fault::NotFound, admin.deps.store.keys(&workspace, &filter, page)).await?;
     admin.deps.metrics.store_rows_passed_over.inc_by(keys.passed_over);
-    Ok(ApiResponse::ok(ListedKeys::new(page, filter.after.is_some(), keys, at)))
+    let mut listed = ListedKeys::new(page, filter.after.is_some(), keys, at);
+    if hides_disabled {
+        let (filter, one) =
+            (KeyFilter { is_active: Some(false), ..filter }, PageRequest { page: 1, pagesize: 1 });
+        let disabled = admin.ask(Fault::NotFound, admin.deps.store.keys(&workspace, &filter, one)).await?;
+        listed.disabled = Some(disabled.total);
+    }
+    Ok(ApiResponse::ok(listed))
 }
 
 /// Read a key
@@ -544,7 +558,8 @@ impl ListedKeys {
             hasnext: hasnext && (next_cursor.is_some() || !has_cursor),
             next_cursor,
         };
-        Self { page, items: found.items.into_iter().map(|key| ListedKey::new(key, at)).collect() }
+        let items = found.items.into_iter().map(|key| ListedKey::new(key, at)).collect();
+        Self { page, items, disabled: None }
     }
 }
 

@@ -62,6 +62,19 @@ const CALL_WAITS: Duration = Duration::from_secs(2);
 /// Largest key set, in bytes.
 const JWKS_BYTES: usize = 1 << 20;
 
+/// Reads the key set that `client` is for, within a few seconds.
+pub async fn read_key_set(client: &HttpClient) -> Result<String, String> {
+    let request = Request::get(client.target()).header(header::ACCEPT, "application/json");
+    let request = request.body(Bytes::new()).map_err(|error| error.to_string())?;
+    let response = timeout(READ_WITHIN, client.call(request, JWKS_BYTES)).await;
+    let response = response.map_err(|_| format!("no answer within {READ_WITHIN:?}"))?;
+    let response = response.map_err(|error| error.to_string())?;
+    if response.status() != StatusCode::OK {
+        return Err(format!("the answer is {}", response.status().as_u16()));
+    }
+    fileio::text_of(response.into_body().to_vec()).map_err(|error| error.to_string())
+}
+
 impl RemoteJwks {
     /// Keys for `auth`, which has none before the first read.
     pub fn new(options: JwksOptions, auth: Arc<Auth>, clock: Arc<dyn Clock>, metrics: Arc<Metrics>) -> Self {
@@ -76,10 +89,7 @@ impl RemoteJwks {
     pub async fn keep(self: Arc<Self>) {
         let mut is_failing = false;
         loop {
-            let read = match timeout(READ_WITHIN, self.read()).await {
-                Ok(read) => read,
-                Err(_) => Err(format!("no answer within {READ_WITHIN:?}")),
-            };
+            let read = self.read().await;
             let now = self.clock.now().steady_ns;
             let result = if read.is_ok() { "read" } else { "failed" };
             self.metrics.admin_jwks_reads.with_label_values(&[result]).inc();
@@ -135,14 +145,7 @@ impl RemoteJwks {
     }
 
     async fn read(&self) -> Result<(), String> {
-        let client = &self.options.client;
-        let request = Request::get(client.target()).header(header::ACCEPT, "application/json");
-        let request = request.body(Bytes::new()).map_err(|error| error.to_string())?;
-        let response = client.call(request, JWKS_BYTES).await.map_err(|error| error.to_string())?;
-        if response.status() != StatusCode::OK {
-            return Err(format!("the answer is {}", response.status().as_u16()));
-        }
-        let text = fileio::text_of(response.into_body().to_vec()).map_err(|error| error.to_string())?;
+        let text = read_key_set(&self.options.client).await?;
         self.auth.replace_keys(AuthKeys::Jwks(text)).map_err(|error| error.to_string())
     }
 

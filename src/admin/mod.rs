@@ -50,6 +50,6 @@ pub use context::{AdminDeps, Backends, HeldUnits, MetricsToken, Readiness, Readi
 pub use context::{Reload, ReloadError, Reloaded};
 pub use in_process::InProcessApi;
 pub use introspection::{ClientCredentials, Introspection, IntrospectionOptions};
-pub use jwks::{JwksOptions, RemoteJwks};
+pub use jwks::{JwksOptions, RemoteJwks, read_key_set};
 pub use router::{openapi, router};
 pub use server::{AdminServer, AdminSocketListener, ServerLimits, ServerState};

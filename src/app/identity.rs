@@ -3,7 +3,7 @@
 use super::watched::WatchedFiles;
 use super::{CoreServices, StartError, read_secret_value};
 use crate::admin::{
-    AuthClaims, ClientCredentials, Introspection, IntrospectionOptions, JwksOptions, RemoteJwks,
+    AuthClaims, ClientCredentials, Introspection, IntrospectionOptions, JwksOptions, RemoteJwks, read_key_set,
 };
 use crate::config::{ClaimNames, Config, JwtKeys};
 use crate::fileio;
@@ -50,6 +50,12 @@ pub(super) fn check(config: &Config) -> Result<(), StartError> {
     jwks(config)?;
     introspection(config)?;
     Ok(())
+}
+
+/// Reads the key set of the identity provider once, if one is configured.
+pub(super) async fn check_key_set(config: &Config) -> Result<Option<Result<(), String>>, StartError> {
+    let Some(options) = jwks(config)? else { return Ok(None) };
+    Ok(Some(read_key_set(&options.client).await.map(drop)))
 }
 
 fn jwks(config: &Config) -> Result<Option<JwksOptions>, StartError> {

@@ -7,6 +7,7 @@ mod acme;
 mod admin_tokens;
 mod agreement;
 mod components;
+mod connections;
 mod counters;
 mod deleted_keys;
 mod files;
@@ -37,6 +38,7 @@ pub use files::{
 };
 
 pub use components::routes;
+pub use connections::{ConnectionCheck, check_connections};
 pub use reload::{ConfigSource, Reloader};
 pub use signals::Signals;
 pub use stop::StopReason;

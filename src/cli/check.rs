@@ -1,6 +1,8 @@
 //! `keygate check`
 
 use super::{ConfigArgs, Environment, Failure, inline_secrets, load, say};
+use crate::app::{self, ConnectionCheck};
+use crate::config::Config;
 use clap::Args;
 
 /// Arguments of `keygate check`.
@@ -8,6 +10,9 @@ use clap::Args;
 pub struct CheckArgs {
     #[command(flatten)]
     config: ConfigArgs,
+    /// Also connect to the database, Redis, the identity provider and every server of every upstream; exit with 1 if one of them cannot be used
+    #[arg(long)]
+    connect: bool,
 }
 
 pub(super) fn run(args: &CheckArgs, environment: Environment<'_>) -> Result<(), Failure> {
@@ -23,5 +28,27 @@ pub(super) fn run(args: &CheckArgs, environment: Environment<'_>) -> Result<(), 
             closed.join(", ")
         );
     }
+    if args.connect {
+        connect(&config, environment)?;
+    }
     say(format_args!("ok: {} routes to {} upstreams", config.routes.len(), config.upstreams.len()))
+}
+
+/// Connects to everything that the config names, and prints each result.
+fn connect(config: &Config, environment: Environment<'_>) -> Result<(), Failure> {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::failed)?;
+    let checks = runtime.block_on(app::check_connections(config, inline_secrets(environment)));
+    let checks = checks.map_err(|bad| Failure::Usage(bad.to_string()))?;
+    for ConnectionCheck { what, result } in &checks {
+        match result {
+            Ok(None) => say(format_args!("connected  {what}"))?,
+            Ok(Some(remark)) => say(format_args!("connected  {what}: {remark}"))?,
+            Err(why) => say(format_args!("failed     {what}: {why}"))?,
+        }
+    }
+    match checks.iter().filter(|check| check.result.is_err()).count() {
+        0 => Ok(()),
+        failed => Err(Failure::Failed(format!("{failed} of {} connections failed", checks.len()))),
+    }
 }

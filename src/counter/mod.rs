@@ -16,7 +16,7 @@ pub mod redis;
 pub use crate::model::outage::OnFailure;
 pub use crate::model::server::RedisKind;
 pub use handover::{CounterDelta, Handover, MeteredDelta, RemoteInFlight};
-pub use redis::endpoint::{LinkError, RedisEndpoint, RedisTls};
+pub use redis::endpoint::{LinkError, RedisEndpoint, RedisTls, check_redis};
 pub use redis::{Leases, LeasesConfig, TotalsSource};
 
 use crate::clock::{Now, Timestamp};

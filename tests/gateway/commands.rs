@@ -1,7 +1,7 @@
 //! The command line: output, effect and refusals of each command, and what a running gateway sees of it.
 
 use crate::installation::{Installation, Process, says};
-use crate::support::{CommandOutput, Gateway, PATIENCE, Raw, Request, Response, keygate};
+use crate::support::{CommandOutput, Gateway, Origin, PATIENCE, Raw, Request, Response, keygate};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::net::{SocketAddr, TcpListener};
@@ -172,6 +172,48 @@ fn check_finds_routes_that_cannot_be_and_is_content_with_the_documented_config()
         let told = "plans.gold.limits[0].count: would count nothing: no route that takes a key has a meter that counts tokens";
         assert_eq!((output.code, output.stderr.contains(told)), (Some(code), code == 64), "{output:?}");
     }
+}
+
+#[test]
+fn check_connects_to_everything_when_asked_to() {
+    let place = Installation::new();
+    let (origin, gone) = (Origin::start(), Origin::start());
+    let (there, not_there) = (origin.address, gone.address);
+    let port = gone.stop();
+    let config = |servers: &str| {
+        format!(
+            "[[upstreams]]\nname = 'o'\nservers = [{servers}]\n[[routes]]\npath = '/a'\nupstream = 'o'\nresource = 'none'\n"
+        )
+    };
+    place.write("one.toml", &config(&format!("'{there}'")));
+    let output = keygate(&place.path(""), &["check", "--config", "one.toml", "--connect"]);
+    assert_eq!(output.code, Some(0), "{output:?}");
+    says(
+        &output.stdout,
+        &["connected  store ", &format!("connected  upstream o, server {there}"), "ok: 1 routes"],
+    );
+
+    let redis = "[counters]\nurl = 'redis://127.0.0.1:1'\n";
+    place.write(
+        "two.toml",
+        &[redis, &config(&format!("'{there}', '{not_there}', 'no-such-host.invalid:80'"))].concat(),
+    );
+    let output = keygate(&place.path(""), &["check", "--config", "two.toml", "--connect"]);
+    assert_eq!(output.code, Some(1), "{output:?}");
+    says(
+        &output.stdout,
+        &[
+            "failed     counters: ",
+            &format!("connected  upstream o, server {there}"),
+            &format!("failed     upstream o, server {not_there}: "),
+            "failed     upstream o, server no-such-host.invalid:80: DNS lookup failed: ",
+        ],
+    );
+    says(&output.stderr, &["3 of 5 connections failed"]);
+    // Without the flag nothing is connected to.
+    let output = keygate(&place.path(""), &["check", "--config", "two.toml"]);
+    assert_eq!(output.code, Some(0), "{output:?}");
+    drop(port);
 }
 
 // === token ===

@@ -244,6 +244,17 @@ async fn lists_are_filtered_and_paged() {
         json!({"page": null, "pagesize": 10, "total": null, "hasnext": false, "next_cursor": null})
     );
     assert_eq!(rest["items"].as_array().map(Vec::len), Some(2));
+    for (query, disabled) in [
+        ("", Some(1)),
+        ("?type=service", Some(1)),
+        ("?resource_id=app-1", Some(0)),
+        ("?is_active=true", None),
+        ("?is_active=any", None),
+        ("?is_deleted=true", None),
+    ] {
+        let data = api.call(&token, "GET", &format!("/apikeys{query}"), Value::Null).await.data();
+        assert_eq!(data.get("disabled").and_then(Value::as_u64), disabled, "{query}");
+    }
     for (query, field) in [
         ("page=0", "page"),
         ("page=x", "page"),

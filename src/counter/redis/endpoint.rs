@@ -85,6 +85,11 @@ pub(in crate::counter) enum RedisConnection {
     Cluster(Box<ClusterConnection<ClusterPart>>),
 }
 
+/// Connects once, and checks that limits can be counted there.
+pub async fn check_redis(endpoint: &RedisEndpoint) -> Result<(), LinkError> {
+    endpoint.connect().await?.vet().await.map(drop)
+}
+
 impl RedisEndpoint {
     /// Opens a connection.
     pub(in crate::counter) async fn connect(&self) -> Result<RedisConnection, LinkError> {

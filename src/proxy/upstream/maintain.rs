@@ -52,7 +52,7 @@ impl Upstream {
     }
 }
 
-async fn look_up(host: &str, port: u16) -> Result<Vec<SocketAddr>, String> {
+pub(super) async fn look_up(host: &str, port: u16) -> Result<Vec<SocketAddr>, String> {
     let answer = tokio::time::timeout(LOOK_UP_WITHIN, tokio::net::lookup_host((host, port))).await;
     let mut addresses: Vec<SocketAddr> = match answer {
         Ok(Ok(addresses)) => addresses.collect(),

@@ -22,7 +22,7 @@ pub use connection::{ConnectError, UpstreamConnection};
 pub use credentials::{CredentialSet, StoredCredentials};
 pub use maintain::maintain;
 pub(super) use probe::is_local_shortage;
-pub use probe::{HttpProbe, Probe};
+pub use probe::{HttpProbe, Probe, ServerTrial, try_servers};
 pub use protocol::{BadTls, UpstreamProtocol, UpstreamTls, UpstreamTlsFiles};
 pub use server::{Server, ServerFailure, ServerInFlightGuard};
 pub use streams::UpstreamStream;

@@ -4,6 +4,8 @@
 //!
 //! Must not know: what the verdict is used for.
 
+use super::connection::cause_of;
+use super::maintain::look_up;
 use super::{ServerMember, Upstream};
 use crate::policy::upstream::health::ProbeRule;
 use crate::proxy::connection::socket;
@@ -57,6 +59,58 @@ enum ProbeFailure {
 /// Whether a connection could not be tried because this machine lacks a resource. Pingora calls this an internal error.
 pub(in crate::proxy) const fn is_local_shortage(error: &ErrorType) -> bool {
     matches!(error, ErrorType::InternalError | ErrorType::SocketError | ErrorType::BindError)
+}
+
+/// The result of trying one server.
+pub struct ServerTrial {
+    /// Its name or address as configured, with the address that was tried where it has several.
+    pub server: String,
+    /// Why it cannot be used.
+    pub result: Result<(), String>,
+}
+
+/// Tries every server of `upstream` once: by its health check, or else by opening a connection as requests do.
+pub async fn try_servers(upstream: &Arc<Upstream>, within: Duration) -> Vec<ServerTrial> {
+    let mut trials = Vec::new();
+    for named in &upstream.settings.names {
+        if let Err(why) = look_up(&named.host, named.port).await {
+            let server = format!("{}:{}", named.host, named.port);
+            trials.push(ServerTrial { server, result: Err(format!("DNS lookup failed: {why}")) });
+        }
+    }
+    upstream.resolve().await;
+    let connector = Arc::new(Connector::new(None));
+    let mut tries = JoinSet::new();
+    for member in upstream.all_members() {
+        let (upstream, connector) = (Arc::clone(upstream), Arc::clone(&connector));
+        tries.spawn(async move {
+            let tried = timeout(within, try_as_requests_do(&upstream, &member, &connector)).await;
+            let result = tried.unwrap_or_else(|_| Err(format!("no answer within {within:?}")));
+            ServerTrial { server: member.server.text.to_string(), result }
+        });
+    }
+    trials.extend(tries.join_all().await);
+    trials.sort_by(|a, b| a.server.cmp(&b.server));
+    trials
+}
+
+async fn try_as_requests_do(
+    upstream: &Upstream,
+    member: &ServerMember,
+    connector: &Connector,
+) -> Result<(), String> {
+    match upstream.settings.probe.as_ref().filter(|probe| probe.http.is_some()) {
+        Some(probe) => match try_once(upstream, member, probe, connector).await {
+            Ok(()) => Ok(()),
+            Err(ProbeFailure::Server(why) | ProbeFailure::Here(why)) => {
+                Err(format!("health check failed: {why}"))
+            }
+        },
+        None => {
+            let opened = connector.get_http_session(&*upstream.peer(&member.server)).await;
+            opened.map(drop).map_err(|error| cause_of(&error))
+        }
+    }
 }
 
 /// Probes every server of `upstream` periodically.
