@@ -29,22 +29,40 @@ pub(crate) async fn in_turn() -> tokio::sync::MutexGuard<'static, ()> {
     TURN.lock().await
 }
 
-/// A ledger with one number and a configurable delay.
-#[derive(Default)]
-pub(crate) struct Ledger(pub(crate) AtomicU64, pub(crate) Duration);
+/// A ledger with one number, and a delay of its answers.
+pub(crate) struct Ledger {
+    pub(crate) units: AtomicU64,
+    pub(crate) delay: Duration,
+    /// How old a record may be that it does not have yet.
+    pub(crate) behind: Duration,
+}
+
+/// It has stored nothing yet.
+impl Default for Ledger {
+    fn default() -> Self {
+        Self { units: AtomicU64::new(0), delay: Duration::ZERO, behind: Duration::from_hours(1) }
+    }
+}
+
+impl Ledger {
+    /// It has so many units, and everything that is spent from now on within two seconds.
+    pub(crate) fn of(units: u64) -> Self {
+        Self { units: AtomicU64::new(units), behind: Duration::ZERO, ..Self::default() }
+    }
+}
 
 #[async_trait::async_trait]
 impl TotalsSource for Ledger {
     async fn totals_of(&self, subject: &UsageSubject, _: Timestamp, _: Calendar) -> Option<UsageTotals> {
-        if self.1 > Duration::ZERO {
-            tokio::time::sleep(self.1).await;
+        if self.delay > Duration::ZERO {
+            tokio::time::sleep(self.delay).await;
         }
-        let n = self.0.load(Ordering::SeqCst);
+        let n = self.units.load(Ordering::SeqCst);
         Some(UsageTotals { used: [n; Per::WINDOWS.len()], ..UsageTotals::nothing(subject.clone()) })
     }
 
     fn behind(&self) -> Duration {
-        Duration::ZERO
+        self.behind
     }
 }
 

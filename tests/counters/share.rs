@@ -49,7 +49,7 @@ fn spent(server: &RedisServer, key: &TestKey) -> u64 {
 /// Three nodes at different paces and an idle one; Redis dies when this much is used.
 async fn dies_at(dies_at: u64) -> u64 {
     let mut server = RedisServer::start();
-    let ledger = Arc::new(Ledger(AtomicU64::new(0), Duration::ZERO));
+    let ledger = Arc::new(Ledger::of(0));
     let setup = Setup { ledger: Arc::clone(&ledger), ..Setup::of(4) };
     let nodes = setup.all(&server).await;
     let mut key = TestKey::window(Per::Total, LIMIT);
@@ -68,7 +68,7 @@ async fn dies_at(dies_at: u64) -> u64 {
     while spent(&server, &key) < dies_at {
         assert!(begun.elapsed() < PATIENCE, "no load");
         // As a writer does: the ledger lags a moment behind.
-        ledger.0.store(spent(&server, &key).saturating_sub(20), Ordering::SeqCst);
+        ledger.units.store(spent(&server, &key).saturating_sub(20), Ordering::SeqCst);
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     server.stop();
@@ -81,7 +81,7 @@ async fn dies_at(dies_at: u64) -> u64 {
     eventually("the idle node has spent its share", || is_spent(3)).await;
     lanes.extend([0, 1, 2].map(|n| lane(n, 3_000)));
     // By then the ledger has everything used before, and the idle node learns of it.
-    ledger.0.store(before, Ordering::SeqCst);
+    ledger.units.store(before, Ordering::SeqCst);
     tokio::time::sleep(Duration::from_millis(2_000)).await;
     eventually("every node has spent its share", || (0..4).all(is_spent)).await;
     loads.stop.store(true, Ordering::SeqCst);
@@ -141,7 +141,7 @@ async fn a_node_that_knows_nothing_of_a_key_admits_nothing_when_redis_dies() {
     const MAX: u64 = 400;
     let _turn = in_turn().await;
     let mut server = RedisServer::start();
-    let ledger = Arc::new(Ledger(AtomicU64::new(0), Duration::from_millis(40)));
+    let ledger = Arc::new(Ledger { delay: Duration::from_millis(40), ..Ledger::default() });
     let setup = Setup { ledger, ..Setup::of(2) };
     let (busy, idle) = (setup.node("busy", server.address).await, setup.node("idle", server.address).await);
     let key = TestKey::window(Per::Hour, MAX);

@@ -91,6 +91,32 @@ fn units_in_the_ledger_are_not_counted_twice() {
     assert_eq!(world.ask("c", 2, &told(START_US - 1_000_000, 7)).used[5], 58, "too young for the ledger");
 }
 
+/// A stream that began long ago is not in the ledger, because it has not ended.
+#[test]
+fn open_requests_are_not_taken_for_a_part_of_the_ledger() {
+    let mut pool = SubjectPool::default();
+    pool.set_limits(&Limits::from_iter([limit(LimitName::Quota, LimitRule::of(Per::Total, 100))]));
+    let outage = FallbackState { nodes: 1, share_unknown: true, gone_since_ns: Some(0), well_ns: 0 };
+    let at = |s: u64| Now {
+        wall: Timestamp::from_micros(START_US + s as i64 * 1_000_000),
+        steady_ns: s * 1_000_000_000,
+    };
+    for s in [0, 0, 5] {
+        pool.may_spend_fallback(1, &outage, at(s)).expect("its share");
+        drop(pool.spend_fallback(1, &outage, at(s)));
+    }
+    let told = |pool: &mut SubjectPool, s| {
+        let ask = pool.ask(Wanted::default(), at(s).steady_ns, at(s).wall, Calendar::default());
+        ask.untold.iter().map(|u| ((u.at_us - START_US) / 1_000_000, u.units)).collect::<Vec<_>>()
+    };
+    assert_eq!(told(&mut pool, 20), [(20, 3)], "none has ended");
+    pool.end();
+    assert_eq!(told(&mut pool, 21), [(5, 1), (21, 2)], "whose unit has ended is unknown");
+    pool.end();
+    pool.end();
+    assert_eq!(told(&mut pool, 22), [(0, 2), (5, 1)]);
+}
+
 /// After a fail-over the highest reported value counts, plus what each node has spent since, once.
 #[test]
 fn another_server_hears_what_it_lacks_before_it_grants() {

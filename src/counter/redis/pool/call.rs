@@ -1,8 +1,9 @@
 //! Builds the calls of a node for a subject, and applies the answers.
 
 use super::{
-    AHEAD_MAX, AHEAD_MIN, Calendar, GrantedUnits, LIFE, LeaseGrant, LeaseRequest, LimitRule, PROMISE, Per,
-    RENEW_EVERY, RENEW_HOLDS_EVERY, SubjectPool, Timestamp, WINDOWS, Wanted, WindowReport, fallback, ns,
+    AHEAD_MAX, AHEAD_MIN, Calendar, GrantedUnits, LIFE, LeaseGrant, LeaseRequest, LimitRule,
+    OutstandingUnits, PROMISE, Per, RENEW_EVERY, RENEW_HOLDS_EVERY, SubjectPool, Timestamp, WINDOWS, Wanted,
+    WindowReport, fallback, ns,
 };
 
 impl SubjectPool {
@@ -77,12 +78,29 @@ impl SubjectPool {
             windows,
             holds: is_held.then(|| self.own.map(|own| own.on_hold.saturating_add(have))),
             returned: (std::mem::take(&mut self.returned), self.returned_at_us),
-            untold: self.telling.clone(),
+            untold: self.outstanding(wall.as_micros()),
             ledger: None,
             places: max_places.map(|_| holding),
             ahead_places: if waiting > 0 { self.in_flight } else { 0 },
             max_places: max_places.unwrap_or(0),
         }
+    }
+
+    /// The unreported units. A request is in the ledger when it has ended, and which of these units are those of open requests is
+    /// unknown, so of the oldest as many as are in flight are dated now.
+    fn outstanding(&self, at_us: i64) -> Vec<OutstandingUnits> {
+        let (mut all, mut open) = (self.telling.clone(), self.in_flight);
+        for old in &mut all {
+            let units = open.min(old.units);
+            old.units -= units;
+            open -= units;
+        }
+        let units = self.in_flight - open;
+        all.retain(|outstanding| outstanding.units > 0);
+        if units > 0 {
+            all.push(OutstandingUnits { at_us, units });
+        }
+        all
     }
 
     fn ahead(&mut self, waiting: u64, have: u64, now_ns: u64) -> u64 {
