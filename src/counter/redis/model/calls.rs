@@ -103,7 +103,7 @@ fn open_requests_are_not_taken_for_a_part_of_the_ledger() {
     };
     for s in [0, 0, 5] {
         pool.may_spend_fallback(1, &outage, at(s)).expect("its share");
-        drop(pool.spend_fallback(1, &outage, at(s)));
+        assert_eq!(pool.spend_fallback(1, &outage, at(s)).units(), 1);
     }
     let told = |pool: &mut SubjectPool, s| {
         let ask = pool.ask(Wanted::default(), at(s).steady_ns, at(s).wall, Calendar::default());
