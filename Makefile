@@ -7,6 +7,7 @@
 # make measure  how soon a change acts on another node; the effect of slow clients and invalid keys on others
 # make test-clients  real clients through a gateway: OpenAI, Anthropic, LangChain, gRPC, WebSocket, curl, h2 (needs python3)
 # make test-openapi  the admin API against its OpenAPI document, like test, but for ten minutes with random seeds (needs python3)
+# make console  drives the console in headless Chromium; part of `make test`
 # make docs   the documentation as one site, target/docs/site (needs python3)
 # make reference  writes the tables of the reference pages anew from the sources and the binary
 # make env    .env with fresh secrets for docker compose
@@ -35,6 +36,7 @@ test: tools test-tools
 	$(CARGO) test --locked --no-fail-fast
 	@$(MAKE) --no-print-directory openapi ARGS="--max-examples 20 --generation-deterministic"
 	@$(MAKE) --no-print-directory any-api
+	@$(MAKE) --no-print-directory console
 	@$(MAKE) --no-print-directory follow
 	$(CARGO) bench --locked --bench cost -- check
 
@@ -66,6 +68,14 @@ any-api:
 	@[ -x target/any-api/bin/python ] || python3 -m venv target/any-api
 	@target/any-api/bin/pip install --quiet --requirement tests/any_api/requirements.txt
 	target/any-api/bin/python tests/any_api/run.py "$(CURDIR)/target/debug/keygate"
+
+# Drives the console in headless Chromium (ARGS="--screenshots docs/images/console" makes the pictures of the documentation anew). Uses the
+# binary that the tests have built.
+.PHONY: console
+console:
+	@[ -x target/console/bin/python ] || python3 -m venv target/console
+	@target/console/bin/pip install --quiet --requirement tests/console/requirements.txt
+	target/console/bin/python tests/console/run.py "$(CURDIR)/target/debug/keygate" $(ARGS)
 
 # Compares the reference with the sources and the binary that the tests have built, and follows the other pages that have commands
 # (PAGES=docs/how-to/plans.md for one of them).
@@ -171,6 +181,7 @@ test-tools:
 	found=; for folder in /usr/lib/postgresql/*/bin $$(echo "$$PATH" | tr : ' '); do \
 		[ -x "$$folder/initdb" ] && [ -x "$$folder/pg_ctl" ] && [ -x "$$folder/postgres" ] && found=yes; done; \
 	[ -n "$$found" ] || missing="$$missing postgresql"; \
+	command -v chromium >/dev/null && command -v chromedriver >/dev/null || missing="$$missing chromium chromium-driver"; \
 	[ -z "$$missing" ] && exit 0; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		echo "installing$$missing" >&2; \

@@ -55,7 +55,7 @@ pub(super) enum WorkspaceVisitor {
 }
 
 /// The header in which a platform caller names a workspace.
-const WORKSPACE: HeaderName = HeaderName::from_static("x-workspace-id");
+pub(super) const WORKSPACE: HeaderName = HeaderName::from_static("x-workspace-id");
 /// The workspace of a local caller that names none.
 const LOCAL_WORKSPACE: &str = "default";
 

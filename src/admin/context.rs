@@ -1,6 +1,7 @@
 //! Dependencies of the admin API, and the two waits that every call shares.
 
 use super::auth::{Auth, Identity, NotVerified};
+use super::codes::SignInCodes;
 use super::error::AdminError;
 use super::input::{FieldError, uncounted};
 use super::introspection::Introspection;
@@ -78,6 +79,8 @@ pub struct AdminDeps {
     pub base_path: String,
     /// The contents of the field `error` in error responses.
     pub error_text: ErrorText,
+    /// Codes that sign in to the console once; none: there are no such links.
+    pub sign_in_codes: Option<Arc<SignInCodes>>,
     /// CORS settings for pages of other origins; none: no such page may use the API.
     pub cors: Option<Cors>,
 }

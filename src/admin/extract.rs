@@ -247,7 +247,7 @@ fn says_json(headers: &HeaderMap) -> bool {
     essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"))
 }
 
-async fn read(body: Body, headers: &HeaderMap, max: usize) -> Result<Vec<u8>, AdminError> {
+pub(super) async fn read(body: Body, headers: &HeaderMap, max: usize) -> Result<Vec<u8>, AdminError> {
     let length = headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<usize>().ok());
     if length.is_some_and(|length| length > max) {
         return Err(AdminError::of(Fault::PayloadTooLarge));

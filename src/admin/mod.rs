@@ -10,6 +10,8 @@ mod apikeys;
 mod audit;
 mod auth;
 mod caller;
+mod codes;
+mod console;
 mod context;
 mod cursor;
 mod document;
@@ -46,6 +48,7 @@ mod workspaces;
 
 pub use auth::{Algorithm, Auth, AuthClaims, AuthConfig, AuthKeys, BadAuth, Role};
 pub use caller::LocalCaller;
+pub use codes::SignInCodes;
 pub use context::{AdminDeps, Backends, HeldUnits, MetricsToken, Readiness, ReadinessCheck};
 pub use context::{Reload, ReloadError, Reloaded};
 pub use in_process::InProcessApi;

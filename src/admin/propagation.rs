@@ -3,7 +3,7 @@
 //! Must not know: how nodes follow the store; it reads their reports. If the store is unreachable, the wait ends, and the
 //! response says that not all nodes are known to have the change.
 
-use super::caller::WorkspaceReader;
+use super::caller::{PlatformAdmin, WorkspaceReader};
 use super::context::{Admin, AdminState};
 use super::envelope::{ApiResponse, Detail, Envelope};
 use super::error::AdminError;
@@ -54,6 +54,29 @@ pub(super) struct PropagationView {
     nodes: Vec<NodeView>,
 }
 
+/// The nodes.
+#[derive(Serialize, ToSchema)]
+pub(super) struct NodesView {
+    items: Vec<ReportedNode>,
+}
+
+/// What a node has last reported.
+#[derive(Serialize, ToSchema)]
+pub(super) struct ReportedNode {
+    /// The configured name.
+    node: String,
+    /// The process; this id is made at its start.
+    boot_id: String,
+    /// The address of its admin API; null: not reported yet.
+    admin: Option<String>,
+    /// The newest version applied there, of any record.
+    applied_version: u64,
+    /// Whether it has reported within the last ten seconds.
+    live: bool,
+    /// Milliseconds since its last report.
+    seen_ms_ago: u64,
+}
+
 /// A node, as last reported.
 #[derive(Serialize, ToSchema)]
 pub(super) struct NodeView {
@@ -95,6 +118,22 @@ pub(super) async fn key_propagation(
     Ok(ApiResponse::ok(PropagationView { version: version.0, complete, nodes }))
 }
 
+/// List the nodes
+///
+/// Role `platform`. What each has last reported.
+#[utoipa::path(get, path = "/nodes", tag = "Operation", responses(
+    (status = 200, description = "The nodes", body = Envelope<NodesView>),
+    (status = "default", description = "Refused", body = Envelope<Detail>),
+))]
+pub(super) async fn list_nodes(
+    State(admin): State<AdminState>,
+    _: PlatformAdmin,
+    Query(()): Query<()>,
+) -> Result<ApiResponse<NodesView>, AdminError> {
+    let nodes = admin.ask(Fault::NotFound, admin.deps.store.nodes()).await?;
+    Ok(ApiResponse::ok(NodesView { items: nodes.into_iter().map(ReportedNode::new).collect() }))
+}
+
 /// Waits as `query` says, at most as long as a write may take. The change is stored in any case.
 pub(super) async fn spread(admin: &Admin, query: &WaitQuery, version: Version) -> Option<Spread> {
     if !query.for_all {
@@ -132,6 +171,21 @@ impl FromParams for WaitQuery {
             _ => Err("must be all, or absent".into()),
         });
         Self { for_all: wait.unwrap_or(false) }
+    }
+}
+
+impl ReportedNode {
+    fn new(node: NodeRow) -> Self {
+        let live = node.is_live();
+        let NodeRow { boot, name, admin, reached, seen_ago } = node;
+        Self {
+            node: name.into(),
+            boot_id: boot.to_string(),
+            admin: admin.map(Into::into),
+            applied_version: reached.0,
+            live,
+            seen_ms_ago: u64::try_from(seen_ago.as_millis()).unwrap_or(u64::MAX),
+        }
     }
 }
 

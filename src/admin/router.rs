@@ -4,8 +4,8 @@ use super::context::{self, Admin, AdminDeps, AdminState};
 use super::envelope;
 use super::error::AdminError;
 use super::{
-    apikeys, audit, document, endusers, grants, health, imports, logs, lookup, outside, plans, prices,
-    propagation, reload, upstreams, usage, usage_totals, workspaces,
+    apikeys, audit, console, document, endusers, grants, health, imports, logs, lookup, outside, plans,
+    prices, propagation, reload, upstreams, usage, usage_totals, workspaces,
 };
 use crate::model::fault::Fault;
 use axum::Router;
@@ -32,7 +32,8 @@ use utoipa_swagger_ui::SwaggerUi;
     info(
         title = "Keygate admin API",
         description = "Keys, plans, workspaces, end users, usage and the audit trail of a Keygate gateway. \
-            Every answer is an envelope: `code` 0 and `data` on success; else `code`, a stable `error` and a `msg` for people.",
+            Every answer is an envelope: `code` 0 and `data` on success; else `code`, a stable `error` and a `msg` for people. \
+            There is also [a console](/console), which calls this API.",
         license(name = "Apache-2.0", identifier = "Apache-2.0")
     ),
     modifiers(&Schemes),
@@ -66,7 +67,8 @@ pub fn router(deps: AdminDeps) -> Router {
         .fallback(async move |uri: Uri| unknown_url(&uri, &home))
         .method_not_allowed_fallback(async || AdminError::of(Fault::MethodNotAllowed));
     let base_path = admin.deps.base_path.clone();
-    outside::under_base_path(finish(answered, admin), &base_path)
+    let api = finish(answered, Arc::clone(&admin));
+    console::router(admin, api.clone()).fallback_service(outside::under_base_path(api, &base_path))
 }
 
 /// The OpenAPI document of [`router`], generated from the same list.
@@ -86,10 +88,12 @@ fn urls() -> OpenApiRouter<AdminState> {
         .routes(routes!(imports::import_keys))
         .routes(routes!(imports::import_end_users))
         .routes(routes!(propagation::key_propagation))
+        .routes(routes!(propagation::list_nodes))
         .routes(routes!(usage::key_stats))
         .routes(routes!(usage::key_usage))
         .routes(routes!(logs::key_logs))
         .routes(routes!(usage_totals::workspace_usage))
+        .routes(routes!(usage::workspace_series))
         .routes(routes!(endusers::list_end_users))
         .routes(routes!(endusers::get_end_user, endusers::delete_end_user))
         .routes(routes!(workspaces::list_workspaces))

@@ -196,6 +196,24 @@ pub(super) async fn key_usage(
     Ok(ApiResponse::ok(SeriesView::new(&range, points)))
 }
 
+/// Time series of a workspace
+///
+/// Role `viewer`. All keys together, deleted ones included. Points begin at UTC calendar boundaries; those without requests are
+/// zeros.
+#[utoipa::path(get, path = "/usage/series", tag = "Usage", params(UsageParams), responses(
+    (status = 200, description = "The series, oldest first", body = Envelope<SeriesView>),
+    (status = "default", description = "Refused", body = Envelope<Detail>),
+))]
+pub(super) async fn workspace_series(
+    State(admin): State<AdminState>,
+    WorkspaceReader { workspace }: WorkspaceReader,
+    Query(query): Query<UsageQuery>,
+) -> Result<ApiResponse<SeriesView>, AdminError> {
+    let range = range_of(&query, admin.now())?;
+    let points = admin.ask(Fault::NotFound, admin.deps.store.workspace_series(&workspace, &range)).await?;
+    Ok(ApiResponse::ok(SeriesView::new(&range, points)))
+}
+
 // === helpers ===
 
 /// The range of a query at the instant `now`, its start moved back to the start of a point.

@@ -7,7 +7,7 @@ use super::watched::WatchedFiles;
 use super::{ADMIN_PATIENCE, CoreServices, Reloader, STORE_PATIENCE, StartError, series, usage};
 use crate::admin::{
     AdminDeps, AdminServer, AdminSocketListener, Backends, MetricsToken, Readiness, ReadinessCheck,
-    ServerLimits, ServerState, router,
+    ServerLimits, ServerState, SignInCodes, router,
 };
 use crate::clock::Clock;
 use crate::config::{AdminSocket, Config, EncodedSlash, HeaderFamily, RouteConfig};
@@ -339,7 +339,7 @@ pub(super) fn admin_server(
     (keyring, counters): (&Arc<Keyring>, Arc<Counters>),
     state: watch::Receiver<ServerState>,
     (reload, files): (Arc<Reloader>, &WatchedFiles),
-    (readiness, identity): (ReadinessProbe, IdentityProvider),
+    (readiness, identity, sign_in_codes): (ReadinessProbe, IdentityProvider, Option<Arc<SignInCodes>>),
 ) -> Result<AdminServer, StartError> {
     let metrics_token = match &config.admin.metrics_token_file {
         None => None,
@@ -372,6 +372,7 @@ pub(super) fn admin_server(
         base_path: config.admin.base_path.clone(),
         error_text: config.admin.error_text,
         cors: admin_cors(config),
+        sign_in_codes,
         write_timeout: ADMIN_PATIENCE,
     };
     let (clock, metrics) = (Arc::clone(&core.clock), Arc::clone(&core.metrics));

@@ -45,7 +45,7 @@ pub use stop::StopReason;
 pub use stores::{apply_plans, open_store, schema};
 pub use upgrade::{NotUpgraded, Predecessor, Successor};
 
-use crate::admin::{self, Auth, ServerState};
+use crate::admin::{self, Auth, ServerState, SignInCodes};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, CountersLocation};
 use crate::counter::Counters;
@@ -219,6 +219,8 @@ pub struct ProcessContext<'s> {
     pub notify_socket: Option<&'s str>,
     /// The process that this one replaces.
     pub predecessor: Option<Predecessor>,
+    /// Codes that sign in to the console once; none: there are no such links.
+    pub sign_in_codes: Option<Arc<SignInCodes>>,
     /// Signals that may stop it while it starts.
     pub signals: Option<&'s mut Signals>,
 }
@@ -346,7 +348,14 @@ pub fn start(
     let identity = identity::start(config, &core, &files, io.handle())?;
     let reloading = (Arc::clone(&reloader), &*files);
     let counts = (&keyring, Arc::clone(&counters));
-    let server = components::admin_server(config, &core, counts, state, reloading, (readiness, identity))?;
+    let server = components::admin_server(
+        config,
+        &core,
+        counts,
+        state,
+        reloading,
+        (readiness, identity, around.sign_in_codes),
+    )?;
     upgrade_state.listener_fds.close_unused();
     let leaving = steps.wait(take_over(around.predecessor, &core, &counters))?;
     // No step from here on can fail.

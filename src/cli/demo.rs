@@ -1,8 +1,8 @@
 //! `keygate demo`: a complete gateway to try out, without any preparation.
 
 use super::{Environment, Failure, echo, log, ready, say};
-use crate::admin::Role;
 use crate::admin::input::{CreateKeyInput, credential};
+use crate::admin::{Role, SignInCodes};
 use crate::app::{self, InlineSecrets, ProcessContext, Running, Signals, StartError};
 use crate::config::Config;
 use crate::model::id::{KeyId, WorkspaceId};
@@ -12,6 +12,7 @@ use clap::Args;
 use serde_json::{Map, json};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// The workspace of the demo's key and token.
@@ -49,21 +50,26 @@ pub(super) fn run(args: &DemoArgs, _environment: Environment<'_>) -> Result<(), 
     let backend = echo::start(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).map_err(Failure::failed)?;
     let config = config(args, folder, backend)?;
     log::init(&config.log);
-    let around = ProcessContext { signals: Some(&mut signals), ..ProcessContext::default() };
+    let codes = Arc::new(SignInCodes::default());
+    let sign_in_codes = Some(Arc::clone(&codes));
+    let around = ProcessContext { signals: Some(&mut signals), sign_in_codes, ..ProcessContext::default() };
     let running = match app::start(&config, None, InlineSecrets::default(), around) {
         Ok(running) => running,
         Err(StartError::Stopped) => return Ok(()),
         Err(error) => return Err(Failure::failed(error)),
     };
     let (secret, token) = running.block_on(first_key(&running, &config))?;
+    let code = codes.issue(&token, running.clock.now().wall);
+    let console = format!("http://{}/console/sign-in/{code}", running.admin);
     if args.ready_json {
         let mut more = Map::new();
         more.insert("admin_token".into(), json!(token));
         more.insert("api_key".into(), json!(secret.expose()));
+        more.insert("console".into(), json!(console));
         more.insert("workspace_id".into(), json!(WORKSPACE));
         ready::print(&running, more)?;
     } else {
-        welcome(&running, &secret, &token, args.data_dir.as_deref())?;
+        welcome(&running, &secret, &token, &console, args.data_dir.as_deref())?;
     }
     let why = running.block_on(signals.asked_to_stop(Some(&running)));
     running.stop(why);
@@ -127,7 +133,13 @@ async fn first_key(running: &Running, config: &Config) -> Result<(Secret, String
     Ok((secret, token))
 }
 
-fn welcome(running: &Running, secret: &Secret, token: &str, kept: Option<&Path>) -> Result<(), Failure> {
+fn welcome(
+    running: &Running,
+    secret: &Secret,
+    token: &str,
+    console: &str,
+    kept: Option<&Path>,
+) -> Result<(), Failure> {
     let proxy = running.proxy.first().copied().unwrap_or_else(|| SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
     let admin = running.admin;
     let data = kept.map_or("nowhere: it goes away when you stop".into(), |d| d.display().to_string());
@@ -138,7 +150,11 @@ Try the first key (5 requests per second):
 
   curl -i -H 'Authorization: Bearer {secret}' http://{proxy}/v1/app/hello
 
-Create one of your own:
+Look at it in a browser (this link signs in once, within ten minutes):
+
+  {console}
+
+Or create a key of your own with the admin API:
 
   curl -H 'Authorization: Bearer {token}' -H 'Content-Type: application/json' \\
     -d '{{\"name\":\"mine\",\"type\":\"app\",\"resource_id\":\"app-1\"}}' http://{admin}/apikeys

@@ -59,6 +59,7 @@ pub(super) fn run(args: &RunArgs, environment: Environment<'_>) -> Result<(), Fa
         notify_socket: environment.variable("NOTIFY_SOCKET"),
         predecessor: predecessor.map_err(|error| Failure::Failed(format!("--take-over: {error}")))?,
         signals: Some(&mut signals),
+        sign_in_codes: None,
     };
     let mut running = match app::start(&config, Some(source), inline_secrets(environment), around) {
         Ok(running) => running,

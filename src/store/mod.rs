@@ -430,6 +430,13 @@ pub trait Ledger: Send + Sync + 'static {
         range: &UsageRange,
     ) -> Result<Option<Vec<UsagePoint>>, StoreError>;
 
+    /// The same of all keys of a workspace together, deleted ones included.
+    async fn workspace_series(
+        &self,
+        workspace: &WorkspaceId,
+        range: &UsageRange,
+    ) -> Result<Vec<UsagePoint>, StoreError>;
+
     /// Totals of a workspace's keys, deleted ones included, in time that does not depend on the length of the ledger.
     async fn workspace_usage(
         &self,
@@ -474,6 +481,14 @@ pub trait Audit: Send + Sync + 'static {
         &self,
         node: &str,
         changes: serde_json::Map<String, serde_json::Value>,
+        by: &Actor,
+        at: Timestamp,
+    ) -> Result<(), StoreError>;
+
+    /// Adds a line: somebody has signed in to the console, with a token of this workspace or of the platform.
+    async fn note_sign_in(
+        &self,
+        workspace: Option<&WorkspaceId>,
         by: &Actor,
         at: Timestamp,
     ) -> Result<(), StoreError>;

@@ -733,7 +733,10 @@ fn the_demo_works_as_it_says_beside_a_taken_port_and_leaves_nothing_behind() {
     let mut demo = Process::start(folder.path(), &[("TMPDIR", temporary)], &["demo", "--ready-json"]);
     let ready = demo.ready();
     let fields: BTreeSet<_> = ready.as_object().expect("an object").keys().map(String::as_str).collect();
-    assert_eq!(fields, BTreeSet::from(["admin", "admin_token", "api_key", "pid", "proxy", "workspace_id"]));
+    assert_eq!(
+        fields,
+        BTreeSet::from(["admin", "admin_token", "api_key", "console", "pid", "proxy", "workspace_id"])
+    );
     let text = |field: &str| ready[field].as_str().expect("text").to_owned();
     let address = |field: &str| text(field).parse::<SocketAddr>().expect("an address");
     assert_ne!(address("proxy").port(), 8080);

@@ -316,6 +316,10 @@ impl Ledger for TestLedger {
         nothing()
     }
 
+    async fn workspace_series(&self, _: &WorkspaceId, _: &UsageRange) -> Result<Vec<UsagePoint>, StoreError> {
+        nothing()
+    }
+
     async fn workspace_usage(
         &self,
         _: &WorkspaceId,

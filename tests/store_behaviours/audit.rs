@@ -43,11 +43,15 @@ pub(crate) async fn every_act_leaves_a_line(place: Place) {
     let before = place.version().await.unwrap();
     place.note_reload("node-1", changes.clone(), &by, T0).await.unwrap();
     assert!(place.version().await.unwrap() > before);
+    // A sign-in belongs to the workspace of the token, or to the platform if it has none.
+    place.note_sign_in(Some(&w), &by, T0).await.unwrap();
+    place.note_sign_in(None, &by, T0).await.unwrap();
     // In the order of the writes, although nearly all have the same time.
     let of_workspace = lines(&place, Some(&w)).await;
     assert_eq!(
         actions(&of_workspace),
         [
+            "console.sign_in",
             "enduser.delete",
             "key.delete",
             "key.regenerate",
@@ -61,6 +65,7 @@ pub(crate) async fn every_act_leaves_a_line(place: Place) {
     assert_eq!(
         actions(&of_platform),
         [
+            "console.sign_in",
             "config.reload",
             "plan.delete",
             "plan.create",

@@ -479,6 +479,14 @@ pub(crate) async fn charts_have_a_point_per_window_with_usage(place: Place) {
         let points = place.usage(&w, key.key.id, &range).await.unwrap().unwrap();
         points.iter().map(|point| (point.start, point.requests)).collect::<Vec<_>>()
     };
+    // The workspace has the same and what its other keys used.
+    let other = place.key_in(&w, "other").await;
+    place.append(&[record(&other, minute(90))]).await.unwrap();
+    let range = UsageRange { from: LAST_US, to: minute(1_000), interval: Interval::Hour };
+    let of_all = place.workspace_series(&w, &range).await.unwrap();
+    let of_all: Vec<_> = of_all.iter().map(|point| (point.start, point.requests)).collect();
+    assert_eq!(of_all, [(JULY.minus(Duration::from_secs(3_600)), 1), (JULY, 2), (minute(60), 2)]);
+    assert_eq!(place.workspace_series(&place.tenant("w2").await, &range).await.unwrap(), []);
     let before = |seconds| JULY.minus(Duration::from_secs(seconds));
     assert_eq!(starts(Interval::Minute).await, [(before(60), 1), (minute(2), 2), (minute(90), 1)]);
     assert_eq!(starts(Interval::Hour).await, [(before(3_600), 1), (JULY, 2), (minute(60), 1)]);

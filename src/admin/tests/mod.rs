@@ -143,6 +143,7 @@ pub(super) async fn dependencies() -> (AdminDeps, Arc<SqliteStore>, Arc<ManualCl
         base_path: String::new(),
         error_text: ErrorText::Name,
         cors: None,
+        sign_in_codes: None,
         // A slow machine must not matter where time is not the subject.
         write_timeout: Duration::from_secs(60),
     };

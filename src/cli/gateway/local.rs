@@ -63,6 +63,7 @@ pub(super) fn open(config: Config, environment: Environment<'_>) -> Result<(Runt
         base_path: String::new(),
         error_text: ErrorText::Name,
         cors: None,
+        sign_in_codes: None,
     };
     let api = Box::new(InProcessApi::new(deps, "cli"));
     Ok((runtime, Transport::Local { api, store }))

@@ -257,6 +257,11 @@ impl Pepper {
         Seal(Hmac::<Sha256>::new_from_slice(&key).expect("HMAC takes keys of any length"))
     }
 
+    /// A key for the cookies of the console, derived as [`Pepper::seal`]'s is.
+    pub fn console_key(&self) -> [u8; 32] {
+        self.keyed.digest(b"keygate: sessions of the console")
+    }
+
     /// HMAC-SHA-256 of `secret` under this pepper.
     pub fn digest(&self, secret: &[u8]) -> [u8; 32] {
         self.keyed.digest(secret)

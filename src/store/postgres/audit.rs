@@ -73,6 +73,19 @@ impl Audit for PgStore {
             .await
     }
 
+    async fn note_sign_in(
+        &self,
+        workspace: Option<&WorkspaceId>,
+        by: &Actor,
+        at: Timestamp,
+    ) -> Result<(), StoreError> {
+        let (workspace, by) = (workspace.cloned(), by.clone());
+        self.write(move |tx| {
+            Box::pin(async move { writes::note_sign_in(tx, workspace.as_ref(), &by, at).await })
+        })
+        .await
+    }
+
     async fn audit(
         &self,
         workspace: Option<&WorkspaceId>,

@@ -129,8 +129,20 @@ impl Ledger for PgStore {
                 if owned(tx, &workspace, id).await?.is_none() {
                     return Ok(None);
                 }
-                rollups::series(tx, id, &range).await.map(Some)
+                rollups::series(tx, &UsageSubject::Key(id), &range).await.map(Some)
             })
+        })
+        .await
+    }
+
+    async fn workspace_series(
+        &self,
+        workspace: &WorkspaceId,
+        range: &UsageRange,
+    ) -> Result<Vec<UsagePoint>, StoreError> {
+        let (workspace, range) = (workspace.clone(), *range);
+        self.read(move |tx| {
+            Box::pin(async move { rollups::series(tx, &UsageSubject::Workspace(workspace), &range).await })
         })
         .await
     }

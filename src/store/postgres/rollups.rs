@@ -4,7 +4,7 @@ use super::StoreError;
 use super::tx::Tx;
 use crate::clock::Timestamp;
 use crate::model::calendar::Calendar;
-use crate::model::id::{KeyId, WorkspaceId};
+use crate::model::id::WorkspaceId;
 use crate::model::usage::{UsageSubject, UsageTotals};
 use crate::policy::keys::calendar::Window;
 use crate::store::shared::decode::{self, BATCH_MAX, read_point, read_tally, tally_columns};
@@ -170,10 +170,10 @@ pub(super) async fn one(tx: &Tx<'_>, window: &RollupWindow) -> Result<Option<Rol
     tx.one(sql, &[&kind, &subject, &window.width.seconds(), &window.start.as_micros()], read_tally).await
 }
 
-/// A time series of one key: windows that begin in `[floor(from), to)`, oldest first.
+/// A time series of a key or workspace: windows that begin in `[floor(from), to)`, oldest first.
 pub(super) async fn series(
     tx: &Tx<'_>,
-    id: KeyId,
+    subject: &UsageSubject,
     range: &UsageRange,
 ) -> Result<Vec<UsagePoint>, StoreError> {
     let width = match range.interval {
@@ -188,8 +188,7 @@ pub(super) async fn series(
          ORDER BY start"
     );
     let (from, to) = (width.start(range.from).as_micros(), range.to.as_micros());
-    let subject = UsageSubject::Key(id);
-    let (kind, bytes) = subject_columns(&subject);
+    let (kind, bytes) = subject_columns(subject);
     tx.all(sql, &[&kind, &bytes, &width.seconds(), &from, &to], read_point).await
 }
 

@@ -12,7 +12,7 @@ use crate::model::key::{CEILING_MAX, CEILINGS_MAX, Ceiling, Key, KeyType, Plan};
 use crate::model::scope::Scopes;
 use crate::model::usage::UsageRecord;
 use crate::store::{
-    Credential, IssuedCredential, KeyPatch, KeyRecord, NewKey, NotRestorable, PlanPatch, PlanRecord,
+    Actor, Credential, IssuedCredential, KeyPatch, KeyRecord, NewKey, NotRestorable, PlanPatch, PlanRecord,
     StoreError,
 };
 use crate::store::{WorkspacePatch, WorkspaceRecord};
@@ -424,17 +424,24 @@ pub(in crate::store) struct AuditLine<'a> {
     pub(in crate::store) changes: AuditFields,
 }
 
-impl AuditLine<'_> {
+impl<'a> AuditLine<'a> {
     /// A node has reloaded its config.
     pub(in crate::store) fn reload(node: &str, changes: AuditFields) -> Self {
         Self { action: "config.reload", workspace: None, target: without_nul(node).into_owned(), changes }
     }
 
+    /// Somebody has signed in to the console.
+    pub(in crate::store) fn sign_in(workspace: Option<&'a WorkspaceId>, by: &Actor) -> Self {
+        let target = without_nul(&by.subject).into_owned();
+        Self { action: "console.sign_in", workspace, target, changes: AuditFields::new() }
+    }
+
     /// Lines about plans and workspaces themselves, about prices, credentials for backends and configs belong to the platform.
     pub(in crate::store) fn is_of_platform(&self) -> bool {
-        ["plan.", "workspace.", "prices.", "upstream_credential.", "config."]
-            .iter()
-            .any(|kind| self.action.starts_with(kind))
+        let is_about = |kind: &&str| self.action.starts_with(*kind);
+        ["plan.", "workspace.", "prices.", "upstream_credential.", "config."].iter().any(is_about)
+            // A sign-in with a token of no workspace belongs nowhere else.
+            || self.workspace.is_none() && self.action.starts_with("console.")
     }
 }
 

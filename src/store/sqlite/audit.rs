@@ -78,6 +78,16 @@ impl Audit for SqliteStore {
         self.write(move |tx| at_once(writes::note_reload(tx, &node, changes, &by, at))).await
     }
 
+    async fn note_sign_in(
+        &self,
+        workspace: Option<&WorkspaceId>,
+        by: &Actor,
+        at: Timestamp,
+    ) -> Result<(), StoreError> {
+        let (workspace, by) = (workspace.cloned(), by.clone());
+        self.write(move |tx| at_once(writes::note_sign_in(tx, workspace.as_ref(), &by, at))).await
+    }
+
     async fn audit(
         &self,
         workspace: Option<&WorkspaceId>,

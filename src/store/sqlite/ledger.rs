@@ -144,9 +144,18 @@ impl Ledger for SqliteStore {
             if owned(tx, &workspace, id)?.is_none() {
                 return Ok(None);
             }
-            rollups::series(tx, id, &range).map(Some)
+            rollups::series(tx, &UsageSubject::Key(id), &range).map(Some)
         })
         .await
+    }
+
+    async fn workspace_series(
+        &self,
+        workspace: &WorkspaceId,
+        range: &UsageRange,
+    ) -> Result<Vec<UsagePoint>, StoreError> {
+        let (workspace, range) = (workspace.clone(), *range);
+        self.read(move |tx| rollups::series(tx, &UsageSubject::Workspace(workspace), &range)).await
     }
 
     async fn workspace_usage(

@@ -4,7 +4,7 @@ use super::StoreError;
 use super::row;
 use crate::clock::Timestamp;
 use crate::model::calendar::Calendar;
-use crate::model::id::{KeyId, WorkspaceId};
+use crate::model::id::WorkspaceId;
 use crate::model::usage::{UsageSubject, UsageTotals};
 use crate::policy::keys::calendar::Window;
 use crate::store::shared::decode::{read_point, read_tally, sound_tally, tally_columns};
@@ -89,10 +89,10 @@ pub(super) fn one(tx: &Transaction<'_>, window: &RollupWindow) -> Result<Option<
     row::one(tx, sql, values, read_tally)
 }
 
-/// A time series of one key: windows that begin in `[floor(from), to)`, oldest first.
+/// A time series of a key or workspace: windows that begin in `[floor(from), to)`, oldest first.
 pub(super) fn series(
     tx: &Transaction<'_>,
-    id: KeyId,
+    subject: &UsageSubject,
     range: &UsageRange,
 ) -> Result<Vec<UsagePoint>, StoreError> {
     let width = match range.interval {
@@ -107,8 +107,7 @@ pub(super) fn series(
          ORDER BY start"
     );
     let (from, to) = (width.start(range.from).as_micros(), range.to.as_micros());
-    let subject = UsageSubject::Key(id);
-    let (kind, bytes) = subject_columns(&subject);
+    let (kind, bytes) = subject_columns(subject);
     row::all(tx, sql, params![kind, bytes, width.seconds(), from, to], read_point)
 }
 

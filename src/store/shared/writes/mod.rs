@@ -55,3 +55,14 @@ pub(in crate::store) async fn note_reload(
     let version = tx.next_version().await?;
     tx.add_audit_line(version, by, at, AuditLine::reload(node, changes)).await
 }
+
+/// Records that somebody has signed in to the console.
+pub(in crate::store) async fn note_sign_in(
+    tx: &impl WriteTx,
+    workspace: Option<&WorkspaceId>,
+    by: &Actor,
+    at: Timestamp,
+) -> Result<(), StoreError> {
+    let version = tx.next_version().await?;
+    tx.add_audit_line(version, by, at, AuditLine::sign_in(workspace, by)).await
+}
