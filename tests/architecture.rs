@@ -82,7 +82,7 @@ const LAYERS: [(&str, &[&str]); 4] = [
     ("store", &["error", "imported", "record", "node", "usage", "shared", "postgres", "sqlite"]),
 ];
 /// Where in the tests a pause is justified, and why.
-const PAUSES: [(&str, usize, &str); 18] = [
+const PAUSES: [(&str, usize, &str); 19] = [
     ("tests/edge/slow.rs", 3, "a client that sends or takes a little at a time is the subject"),
     ("src/proxy/upstream/maintain.rs", 3, "time is paused"),
     ("tests/upstreams/tunnels.rs", 1, "a side that speaks now and then"),
@@ -90,6 +90,7 @@ const PAUSES: [(&str, usize, &str); 18] = [
     ("tests/slow/main.rs", 2, "requests and guesses come at a rate"),
     ("tests/gateway/support/mod.rs", 1, "the one poll of facts that nothing announces"),
     ("tests/gateway/support/spare.rs", 2, "the beat of a clock"),
+    ("tests/nodes/budgets.rs", 3, "a model that works on an answer, and clients that try again later"),
     ("tests/counters/chaos.rs", 1, "being late is what it is there for"),
     ("tests/counters/exact.rs", 4, "how soon is the subject"),
     ("tests/counters/cluster.rs", 2, "a steady load, for so long, is the subject"),

@@ -35,6 +35,7 @@ const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 const STILL_THERE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
 /// A client's socket.
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own about the stream")]
 pub(in crate::proxy) struct H1ClientStream {
     io: BufWriter<Socket>,
     id: UniqueIDType,
