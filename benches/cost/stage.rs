@@ -284,6 +284,7 @@ async fn fill(store: &SqliteStore, secrets: &[Secret], peppers: &Peppers, now: N
         },
         name: format!("key {number}"),
         description: String::new(),
+        external_id: None,
         metadata: serde_json::Map::new(),
         credential: IssuedCredential {
             digest: Digest(peppers.current().digest(secret.expose().as_bytes())),
@@ -292,6 +293,7 @@ async fn fill(store: &SqliteStore, secrets: &[Secret], peppers: &Peppers, now: N
             hint: secret.hint("sk"),
         },
         past: None,
+        once: None,
     });
     let keys: Vec<NewKey> = keys.collect();
     for result in store.create_keys(keys, &by, at).await.unwrap() {

@@ -86,6 +86,7 @@ impl Traffic {
                 },
                 name: format!("key {n}"),
                 description: String::new(),
+                external_id: None,
                 metadata: serde_json::Map::new(),
                 credential: IssuedCredential {
                     digest: Digest(digest),
@@ -94,6 +95,7 @@ impl Traffic {
                     hint: "sk".into(),
                 },
                 past: None,
+                once: None,
             };
             store.create_key(key, &by, now()).await.unwrap();
         }

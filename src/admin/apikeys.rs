@@ -1,13 +1,13 @@
-//! Keys: create, list, read, change, delete, regenerate.
+//! Keys: create, read, change, delete, regenerate.
 
 use super::caller::{WorkspaceReader, WorkspaceWriter};
 use super::context::{Admin, AdminState};
-use super::cursor;
 use super::envelope::{ApiResponse, Detail, Envelope};
 use super::error::AdminError;
-use super::extract::{FromParams, Object, OptionalObject, PathSegment, Query, QueryParams};
+use super::extract::{Object, OptionalObject, PathSegment, Query};
+use super::idempotency;
 use super::input::{CreateKeyInput, STATISTICS, UpdateKeyInput, credential, read_grace_period};
-use super::page::{millis, page_request};
+use super::page::millis;
 use super::propagation::{Spread, WaitParams, WaitQuery, spread};
 use super::schema::{CountWord, KeyCreate, KeyRegenerate, KeyTypeWord, KeyUpdate, OwnerWord, PerWord};
 use crate::clock::Timestamp;
@@ -16,78 +16,13 @@ use crate::model::grant::raised;
 use crate::model::id::{KeyId, WorkspaceId};
 use crate::model::key::{Ceiling, Ceilings, Key, KeyType, Plan};
 use crate::policy::keys::secret::{Pepper, Secret};
-use crate::store::{IssuedCredential, KeyCursor, KeyFilter, KeyRecord, Page, PageRequest};
+use crate::store::{IssuedCredential, KeyRecord, StoreError};
 use axum::extract::State;
+use axum::http::HeaderMap;
 use ipnet::IpNet;
 use serde::Serialize;
 use serde_json::{Map, Value};
-use utoipa::{IntoParams, ToSchema};
-
-// === requests ===
-
-/// The filter of a list of keys.
-#[derive(IntoParams)]
-#[into_params(parameter_in = Query)]
-#[expect(dead_code, reason = "says in the OpenAPI document what `KeyQuery` reads")]
-pub(super) struct KeyParams {
-    /// Only this type.
-    r#type: Option<KeyTypeWord>,
-    /// `true` (default), `false`, or `any`.
-    #[param(default = "true")]
-    is_active: Option<String>,
-    /// `true`: deleted keys that can be restored, instead of existing ones. `is_active` then defaults to `any`.
-    #[param(default = "false")]
-    is_deleted: Option<String>,
-    /// Only keys of this resource.
-    resource_id: Option<String>,
-    /// Only keys whose name, description or hint contains this, ignoring case.
-    search: Option<String>,
-    /// Number of the page, from 1. Not together with `cursor`.
-    #[param(minimum = 1, default = 1)]
-    page: Option<u32>,
-    /// Items on a page.
-    #[param(minimum = 1, maximum = 100, default = 10)]
-    pagesize: Option<u32>,
-    /// The `page.next_cursor` of the previous response.
-    cursor: Option<String>,
-}
-
-/// [`KeyParams`], parsed.
-pub(super) struct KeyQuery {
-    filter: KeyFilter,
-    page: PageRequest,
-    /// Whether disabled keys are left out although nobody asked for that.
-    hides_disabled: bool,
-}
-
-impl FromParams for KeyQuery {
-    fn from_params(params: &mut QueryParams) -> Self {
-        let active = params.read("is_active", |text| match text {
-            "true" => Ok(Some(true)),
-            "false" => Ok(Some(false)),
-            "any" => Ok(None),
-            _ => Err("must be one of: true, false, any".into()),
-        });
-        let is_deleted = params.flag("is_deleted").unwrap_or(false);
-        let filter = KeyFilter {
-            kind: params.word::<KeyType>("type"),
-            is_active: active.unwrap_or((!is_deleted).then_some(true)),
-            is_deleted,
-            resource_id: params.text("resource_id"),
-            search: params.text("search").filter(|text| !text.is_empty()),
-            after: params.read("cursor", |text| {
-                let place = cursor::decode(text).map(|(at, id)| KeyCursor { created_at: at, id: KeyId(id) });
-                place.ok_or_else(|| "must be the page.next_cursor of an answer".to_owned())
-            }),
-        };
-        let page = page_request(params);
-        if filter.after.is_some() && page.page != 1 {
-            params.refuse("cursor", "cannot be given together with page");
-        }
-        let hides_disabled = active.is_none() && !is_deleted && filter.after.is_none();
-        Self { filter, page, hides_disabled }
-    }
-}
+use utoipa::ToSchema;
 
 // === answers ===
 
@@ -124,6 +59,8 @@ pub(super) struct KeyView {
     allowed_ips: Vec<String>,
     /// The end user it is bound to, by your own id; null: none.
     end_user: Option<String>,
+    /// Its id in another system; null: none.
+    external_id: Option<String>,
     metadata: Map<String, Value>,
     is_active: bool,
     is_expired: bool,
@@ -138,40 +75,6 @@ pub(super) struct KeyView {
     created_at: i64,
     /// Epoch milliseconds.
     updated_at: i64,
-}
-
-/// A key in a list.
-#[derive(Serialize, ToSchema)]
-pub(super) struct ListedKey {
-    #[serde(flatten)]
-    key: KeyView,
-    /// Epoch milliseconds; only of deleted keys.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    deleted_at: Option<i64>,
-}
-
-/// A part of the keys of a workspace, newest first.
-#[derive(Serialize, ToSchema)]
-pub(super) struct ListedKeys {
-    page: KeyPageView,
-    items: Vec<ListedKey>,
-    /// How many disabled keys meet the other conditions and are left out. Only without `is_active`, `is_deleted` and `cursor`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    disabled: Option<u64>,
-}
-
-/// The position of this part.
-#[derive(Serialize, ToSchema)]
-pub(super) struct KeyPageView {
-    /// Number of the page; null with a cursor.
-    page: Option<u32>,
-    /// Items on a full page.
-    pagesize: u32,
-    /// Keys on all pages; null with a cursor.
-    total: Option<u64>,
-    hasnext: bool,
-    /// The `cursor` of the next part; null at the end.
-    next_cursor: Option<String>,
 }
 
 /// A further limit.
@@ -193,8 +96,8 @@ pub(super) struct CeilingView {
 pub(super) struct IssuedKey {
     #[serde(flatten)]
     key: KeyView,
-    /// The secret. It is not stored and cannot be shown again.
-    api_key: String,
+    /// The secret. It is not stored and cannot be shown again: null in the answer to a repeated request.
+    api_key: Option<String>,
 }
 
 /// The current state of a key.
@@ -226,54 +129,50 @@ pub(super) struct Deleted {
 
 /// Create a key
 ///
-/// Role `admin`. The response contains the secret as `api_key`, only this once.
-#[utoipa::path(post, path = "/apikeys", tag = "API keys", request_body = KeyCreate, responses(
+/// Role `admin`. The response contains the secret as `api_key`, only this once. With an `Idempotency-Key` the request may be
+/// repeated for 24 hours, on any node, and makes one key only: a repetition gets the key as it is now, with `api_key` null,
+/// because the secret is not stored; `POST /apikeys/{id}/regenerate` makes a new one. The same `Idempotency-Key` with another
+/// body is refused (422), and so is a repetition while this node still processes the request (409).
+#[utoipa::path(post, path = "/apikeys", tag = "API keys",
+params(("Idempotency-Key" = Option<String>, Header, description = "A name for the request, new for each key: 1 to 255 visible ASCII characters, with or without quotes")),
+request_body = KeyCreate, responses(
     (status = 200, description = "The key and its secret", body = Envelope<IssuedKey>),
     (status = "default", description = "Refused", body = Envelope<Detail>),
 ))]
 pub(super) async fn create_key(
     State(admin): State<AdminState>,
     WorkspaceWriter { actor, workspace }: WorkspaceWriter,
+    headers: HeaderMap,
     Query(()): Query<()>,
     Object(body): Object,
 ) -> Result<ApiResponse<IssuedKey>, AdminError> {
     let at = admin.now();
+    let claim = idempotency::claim(&headers, &actor, &workspace, &body)?;
+    let in_flight = claim.map(|claim| admin.in_flight.enter(claim.id)).transpose()?;
     let input = CreateKeyInput::read(&body, &workspace, at).map_err(AdminError::fields)?;
     admin.check_counted(&input.limits, Some(&input.scopes))?;
     let plan = plan_of(&admin, &workspace).await?;
     let (secret, credential) = issue(&admin, input.kind);
-    let key = input
-        .into_new_key(KeyId::new(at), workspace, &plan, credential)
+    let mut key = input
+        .into_new_key(KeyId::new(at), workspace.clone(), &plan, credential)
         .map_err(|error| AdminError::of_store(error, Fault::NotFound))?;
-    let made = admin.write(Fault::NotFound, admin.deps.store.create_key(key, &actor, at)).await?;
-    Ok(ApiResponse::ok(IssuedKey::new(made, &secret, at)))
-}
-
-/// List keys
-///
-/// Role `viewer`. Newest first, by page or by cursor; only a cursor skips and repeats nothing while keys are created, and costs
-/// the same however many keys come before it. Disabled keys are listed only with `is_active=false` or `any`, deleted ones only
-/// with `is_deleted=true`.
-#[utoipa::path(get, path = "/apikeys", tag = "API keys", params(KeyParams), responses(
-    (status = 200, description = "A page of keys", body = Envelope<ListedKeys>),
-    (status = "default", description = "Refused", body = Envelope<Detail>),
-))]
-pub(super) async fn list_keys(
-    State(admin): State<AdminState>,
-    WorkspaceReader { workspace }: WorkspaceReader,
-    Query(KeyQuery { filter, page, hides_disabled }): Query<KeyQuery>,
-) -> Result<ApiResponse<ListedKeys>, AdminError> {
-    let at = admin.now();
-    let keys = admin.ask(Fault::NotFound, admin.deps.store.keys(&workspace, &filter, page)).await?;
-    admin.deps.metrics.store_rows_passed_over.inc_by(keys.passed_over);
-    let mut listed = ListedKeys::new(page, filter.after.is_some(), keys, at);
-    if hides_disabled {
-        let (filter, one) =
-            (KeyFilter { is_active: Some(false), ..filter }, PageRequest { page: 1, pagesize: 1 });
-        let disabled = admin.ask(Fault::NotFound, admin.deps.store.keys(&workspace, &filter, one)).await?;
-        listed.disabled = Some(disabled.total);
-    }
-    Ok(ApiResponse::ok(listed))
+    key.once = claim;
+    let call = async {
+        match admin.deps.store.create_key(key, &actor, at).await {
+            Err(StoreError::Repeated(id)) => Ok(Err(id)),
+            made => made.map(Ok),
+        }
+    };
+    let made = admin.ask(Fault::NotFound, call).await?;
+    let answer = match made {
+        Ok(made) => {
+            admin.reach(made.version).await;
+            IssuedKey::new(made.value, &secret, at)
+        }
+        Err(id) => IssuedKey::repeated(find(&admin, &workspace, id).await?, at),
+    };
+    drop(in_flight);
+    Ok(ApiResponse::ok(answer))
 }
 
 /// Read a key
@@ -467,6 +366,7 @@ impl KeyView {
             key,
             name,
             description,
+            external_id,
             metadata,
             hint,
             quota_used,
@@ -509,6 +409,7 @@ impl KeyView {
             limits: limits.iter().map(CeilingView::new).collect(),
             allowed_ips: allowed_ips.iter().map(network).collect(),
             end_user: end_user.map(Into::into),
+            external_id,
             metadata,
             is_active,
             is_expired: expires_at.is_some_and(|end| end <= at),
@@ -540,38 +441,14 @@ impl CeilingView {
     }
 }
 
-impl ListedKeys {
-    fn new(asked: PageRequest, has_cursor: bool, found: Page<KeyRecord>, at: Timestamp) -> Self {
-        let PageRequest { page, pagesize } = asked;
-        let read = (found.items.len() as u64).saturating_add(found.passed_over);
-        let hasnext = if has_cursor {
-            read == u64::from(pagesize)
-        } else {
-            asked.offset().saturating_add(u64::from(pagesize)) < found.total
-        };
-        let last = found.items.last().filter(|_| hasnext);
-        let next_cursor = last.map(|key| cursor::encode(key.created_at, key.key.id.0));
-        let page = KeyPageView {
-            page: (!has_cursor).then_some(page),
-            pagesize,
-            total: (!has_cursor).then_some(found.total),
-            hasnext: hasnext && (next_cursor.is_some() || !has_cursor),
-            next_cursor,
-        };
-        let items = found.items.into_iter().map(|key| ListedKey::new(key, at)).collect();
-        Self { page, items, disabled: None }
-    }
-}
-
-impl ListedKey {
-    fn new(record: KeyRecord, at: Timestamp) -> Self {
-        Self { deleted_at: record.deleted_at.map(millis), key: KeyView::new(record, at) }
-    }
-}
-
 impl IssuedKey {
     fn new(record: KeyRecord, secret: &Secret, at: Timestamp) -> Self {
-        Self { key: KeyView::new(record, at), api_key: secret.expose().to_owned() }
+        Self { key: KeyView::new(record, at), api_key: Some(secret.expose().to_owned()) }
+    }
+
+    /// A key whose secret another answer had.
+    fn repeated(record: KeyRecord, at: Timestamp) -> Self {
+        Self { key: KeyView::new(record, at), api_key: None }
     }
 }
 

@@ -3,6 +3,7 @@
 use super::auth::{Auth, Identity, NotVerified};
 use super::codes::SignInCodes;
 use super::error::AdminError;
+use super::idempotency::RequestsInFlight;
 use super::input::{FieldError, uncounted};
 use super::introspection::Introspection;
 use super::jwks::RemoteJwks;
@@ -161,6 +162,8 @@ pub(super) struct Admin {
     pub(super) document: Bytes,
     /// When each workspace was last found in the store, on the steady clock, in nanoseconds.
     seen: Cache<WorkspaceId, u64>,
+    /// Requests with an `Idempotency-Key` that are being processed.
+    pub(super) in_flight: RequestsInFlight,
 }
 
 /// Most workspaces cached as existing. A dropped one costs one read.
@@ -172,7 +175,12 @@ const SEEN_FOR: Duration = Duration::from_secs(1);
 
 impl Admin {
     pub(super) fn new(deps: AdminDeps, document: String) -> Self {
-        Self { deps, document: document.into(), seen: Cache::new(SEEN_MAX) }
+        Self {
+            deps,
+            document: document.into(),
+            seen: Cache::new(SEEN_MAX),
+            in_flight: RequestsInFlight::default(),
+        }
     }
 
     /// Refuses limits that would count nothing; `granted` as for [`Backends::why_uncounted`].

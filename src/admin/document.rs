@@ -157,7 +157,8 @@ fn rule_of_parameter(path: &str, name: &str) -> Value {
             rule.insert("type".into(), json!(["integer", "string"]));
             rule.into()
         }
-        "resource_id" | "search" | "endpoint" | "action" | "target" | "other_id" | "verbose" => {
+        "resource_id" | "external_id" | "search" | "endpoint" | "action" | "target" | "other_id"
+        | "verbose" => {
             json!({"maxLength": 1_024, "pattern": r"^[^\u0000]*$"})
         }
         "page" => json!({"maximum": u32::MAX}),
@@ -186,7 +187,9 @@ fn rule_of_field(body: &str, field: &str) -> Value {
         (_, "name" | "reason") => json!({"pattern": format!("^{PRINTABLE}*{VISIBLE}{PRINTABLE}*$")}),
         (_, "end_user") => json!({"pattern": format!("^{PRINTABLE}+$")}),
         (_, "description") => json!({"maxLength": 2_000, "pattern": r"^[^\u0000]*$"}),
-        (_, "resource_id") => json!({"pattern": format!("^{VISIBLE}({PRINTABLE}*{VISIBLE})?$")}),
+        (_, "resource_id" | "external_id") => {
+            json!({"pattern": format!("^{VISIBLE}({PRINTABLE}*{VISIBLE})?$")})
+        }
         ("CredentialPut", "workspace_id") | (_, "id" | "plan_id") => json!({"pattern": ID}),
         (_, "scopes") => json!({"uniqueItems": true, "items": {"type": "string", "pattern": SCOPE}}),
         (

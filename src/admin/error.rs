@@ -63,6 +63,8 @@ impl AdminError {
     pub(super) fn of_store(error: StoreError, missing: Fault) -> Self {
         match error {
             StoreError::NotFound(_) => Self::of(missing),
+            StoreError::Repeated(_) => Self::of(Fault::Conflict),
+            StoreError::IdempotencyKeyReused => Self::of(Fault::IdempotencyKeyReused),
             StoreError::DuplicateName => Self::of(Fault::KeyDuplicateName),
             StoreError::AlreadyExists(what) => {
                 Self::conflict(format!("There already is a {what} of that id"), "该标识已存在")

@@ -4,8 +4,8 @@ use super::context::{self, Admin, AdminDeps, AdminState};
 use super::envelope;
 use super::error::AdminError;
 use super::{
-    apikeys, audit, console, document, endusers, grants, health, imports, logs, lookup, outside, plans,
-    prices, propagation, reload, upstreams, usage, usage_totals, workspaces,
+    apikeys, audit, console, document, endusers, grants, health, imports, key_list, logs, lookup, outside,
+    plans, prices, propagation, reload, upstreams, usage, usage_totals, workspaces,
 };
 use crate::model::fault::Fault;
 use axum::Router;
@@ -80,7 +80,7 @@ pub fn openapi() -> Value {
 
 fn urls() -> OpenApiRouter<AdminState> {
     let mut urls = OpenApiRouter::with_openapi(Document::openapi())
-        .routes(routes!(apikeys::create_key, apikeys::list_keys))
+        .routes(routes!(apikeys::create_key, key_list::list_keys))
         .routes(routes!(apikeys::get_key, apikeys::update_key, apikeys::patch_key, apikeys::delete_key))
         .routes(routes!(apikeys::regenerate_key))
         .routes(routes!(apikeys::restore_key))

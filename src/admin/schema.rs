@@ -51,6 +51,9 @@ pub(super) struct KeyCreate {
     /// refused. Cannot be changed.
     #[schema(min_length = 1, max_length = 255)]
     end_user: Option<String>,
+    /// Its id in another system, such as a set of files; unique among the live keys of the workspace.
+    #[schema(min_length = 1, max_length = 255)]
+    external_id: Option<String>,
     /// Your own data: up to 64 entries, up to 16 KiB.
     metadata: Option<Map<String, Value>>,
 }
@@ -91,6 +94,9 @@ pub(super) struct KeyUpdate {
     /// Addresses and networks from which it may be used; null: any.
     #[schema(max_items = 100)]
     allowed_ips: Option<Vec<String>>,
+    /// Its id in another system, such as a set of files; unique among the live keys of the workspace; null: none.
+    #[schema(min_length = 1, max_length = 255)]
+    external_id: Option<String>,
     /// Your own data, replaced as a whole; null: none.
     metadata: Option<Map<String, Value>>,
 }

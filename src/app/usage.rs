@@ -314,6 +314,7 @@ mod tests {
             key,
             name: format!("key {byte}"),
             description: String::new(),
+            external_id: None,
             metadata: serde_json::Map::new(),
             credential: IssuedCredential {
                 digest: Digest([byte; 32]),
@@ -322,6 +323,7 @@ mod tests {
                 hint: "h".into(),
             },
             past: None,
+            once: None,
         }
     }
 

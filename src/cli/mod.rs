@@ -3,6 +3,7 @@
 //! Must not know: how anything is done; it parses arguments, calls, and prints. Results go to standard output, everything
 //! else to standard error.
 
+mod apply;
 mod archive;
 mod check;
 mod completions;
@@ -48,6 +49,7 @@ pub struct Cli {
 
 /// What to do.
 #[derive(Debug, Subcommand)]
+#[expect(clippy::large_enum_variant, reason = "there is one of it in the life of the process")]
 pub enum Command {
     /// Try Keygate: starts a gateway with echo backends and a first key, and prints a curl line that works
     Demo(demo::DemoArgs),
@@ -68,6 +70,8 @@ pub enum Command {
     /// Manage end users
     #[command(name = "endusers")]
     EndUsers(endusers::EndUsersArgs),
+    /// Make plans, workspaces and keys what files say; show what would change first
+    Apply(apply::ApplyArgs),
     /// Show the requests of a key, and follow them
     Logs(logs::LogsArgs),
     /// Write plans, workspaces, keys and end users to a file that `import` reads, to move to another store
@@ -112,6 +116,8 @@ pub enum Exit {
     Failed,
     /// The arguments or the config are wrong; nothing was done (`EX_USAGE`).
     Usage,
+    /// Something is not as it should be, as the command was asked to find out.
+    Differs,
 }
 
 /// Why a subcommand ended early.
@@ -123,6 +129,8 @@ pub enum Failure {
     Usage(String),
     /// The command failed.
     Failed(String),
+    /// Something is not as it should be, which the command has shown.
+    Differs,
 }
 
 /// The environment of the process. An argument, so that nothing below reads it directly.
@@ -147,6 +155,7 @@ pub fn run(cli: Cli, environment: Environment<'_>) -> Exit {
         Command::Keys(args) => keys::run(args, environment),
         Command::Plans(args) => plans::run(args, environment),
         Command::Workspaces(args) => workspaces::run(args, environment),
+        Command::Apply(args) => apply::run(&args, environment),
         Command::Logs(args) => logs::run(&args, environment),
         Command::Completions(args) => completions::completions(&args),
         Command::Man(args) => completions::man(&args),
@@ -249,6 +258,7 @@ impl Failure {
                 eprintln!("keygate: {message}");
                 Exit::Failed
             }
+            Self::Differs => Exit::Differs,
         }
     }
 }
@@ -259,6 +269,8 @@ impl From<Exit> for ExitCode {
             Exit::Ok => Self::SUCCESS,
             Exit::Failed => Self::FAILURE,
             Exit::Usage => Self::from(64),
+            // As `diff` and `terraform plan -detailed-exitcode` have it, apart from failures.
+            Exit::Differs => Self::from(2),
         }
     }
 }

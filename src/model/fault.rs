@@ -119,6 +119,10 @@ faults! {
     EndUserNotFound = 404, 4001, "end_user_not_found", "There is no such end user", "该终端用户不存在";
     /// Admin: it already exists.
     Conflict = 409, 1000, "conflict", "The change conflicts with what exists", "与现有数据冲突";
+    /// Admin: the same `Idempotency-Key` with another request.
+    IdempotencyKeyReused = 422, 1000, "idempotency_key_reused", "Another request had this Idempotency-Key within a day", "该 Idempotency-Key 在一天内已用于另一请求";
+    /// Admin: the same request is being processed.
+    IdempotencyKeyInUse = 409, 1000, "idempotency_key_in_use", "A request with this Idempotency-Key is being processed", "使用该 Idempotency-Key 的请求正在处理中";
     /// Admin: the URL exists, the method does not.
     MethodNotAllowed = 405, 1000, "method_not_allowed", "The method is not allowed here", "不允许使用该方法";
     /// The client was too slow.

@@ -1,6 +1,6 @@
 //! Errors of store calls.
 
-use crate::model::id::PlanId;
+use crate::model::id::{KeyId, PlanId};
 
 /// Why a store call failed. Whatever the reason, nothing was changed.
 #[derive(Debug, thiserror::Error)]
@@ -11,6 +11,12 @@ pub enum StoreError {
     /// The resource has a live key with this name.
     #[error("the resource already has a key of that name")]
     DuplicateName,
+    /// The same request has made this key already.
+    #[error("the same request has made key {0} already")]
+    Repeated(KeyId),
+    /// Another request has the same `Idempotency-Key`.
+    #[error("another request had the same Idempotency-Key")]
+    IdempotencyKeyReused,
     /// One with this id exists already.
     #[error("there already is a {0} of that id")]
     AlreadyExists(&'static str),

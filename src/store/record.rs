@@ -14,6 +14,7 @@ use ipnet::IpNet;
 use smallvec::SmallVec;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 use uuid::Uuid;
 
 /// Identifies a secret of a key, independent of the pepper it is hashed with. It is drawn at random when the secret is
@@ -60,12 +61,30 @@ pub struct NewKey {
     pub name: String,
     /// A description.
     pub description: String,
+    /// See [`KeyRecord::external_id`].
+    pub external_id: Option<String>,
     /// The caller's own data.
     pub metadata: serde_json::Map<String, serde_json::Value>,
     /// Its credential.
     pub credential: IssuedCredential,
     /// Its history in another store; none for a new key.
     pub past: Option<super::ImportedKeyHistory>,
+    /// Which request makes it, if that may be repeated.
+    pub once: Option<IdempotencyClaim>,
+}
+
+/// A request that may be sent again and must make one key only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IdempotencyClaim {
+    /// A digest of the caller and of the name that the caller gave the request.
+    pub id: [u8; 32],
+    /// A digest of the request.
+    pub fingerprint: [u8; 32],
+}
+
+impl IdempotencyClaim {
+    /// How long a repetition is recognised.
+    pub const VALID: Duration = Duration::from_hours(24);
 }
 
 /// A stored key.
@@ -77,6 +96,8 @@ pub struct KeyRecord {
     pub name: String,
     /// A description.
     pub description: String,
+    /// Its id in another system; unique among the live keys of the workspace.
+    pub external_id: Option<String>,
     /// The caller's own data.
     pub metadata: serde_json::Map<String, serde_json::Value>,
     /// First and last characters of its secret.
@@ -104,6 +125,8 @@ pub struct KeyPatch {
     pub name: Option<String>,
     /// See [`KeyRecord::description`].
     pub description: Option<String>,
+    /// See [`KeyRecord::external_id`].
+    pub external_id: Option<Option<String>>,
     /// See [`Key::scopes`].
     pub scopes: Option<Scopes>,
     /// See [`crate::model::key::Ceilings::rate_limit`].
@@ -137,6 +160,8 @@ pub struct KeyFilter {
     pub is_active: Option<bool>,
     /// Only those of this resource.
     pub resource_id: Option<String>,
+    /// Only the one with this id in another system.
+    pub external_id: Option<String>,
     /// Only those whose name, description or hint contains this, ignoring case.
     pub search: Option<String>,
     /// Deleted keys that can be restored, instead of existing ones.

@@ -36,6 +36,7 @@ PAGES = {
     "docs/how-to/openai.md": [],
     "docs/how-to/mcp.md": [],
     "docs/how-to/command-line.md": ["tutorial"],
+    "docs/how-to/gitops.md": ["tutorial"],
     "docs/how-to/plans.md": ["tutorial"],
     "docs/how-to/rotate-a-key.md": ["tutorial"],
     "docs/how-to/rotate-the-pepper.md": ["tutorial"],

@@ -12,6 +12,7 @@
 mod access_log;
 mod admin_flow;
 mod admin_socket;
+mod apply;
 mod authorization;
 mod commands;
 mod connections;

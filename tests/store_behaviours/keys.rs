@@ -10,8 +10,8 @@ use keygate::model::id::{KeyId, WorkspaceId};
 use keygate::model::key::{Ceiling, KeyType, Measure, Owner, Per};
 use keygate::model::usage::UsageSubject;
 use keygate::store::{
-    Change, Credential, ImportedKeyHistory, IssuedCredential, KeyCursor, KeyFilter, KeyPatch, KeyRecord,
-    PlanPatch, StoreError,
+    Change, Credential, IdempotencyClaim, ImportedKeyHistory, IssuedCredential, KeyCursor, KeyFilter,
+    KeyPatch, KeyRecord, NewKey, PlanPatch, StoreError, Version,
 };
 use serde_json::json;
 
@@ -36,7 +36,7 @@ fn stored(issued: &IssuedCredential) -> Credential {
 }
 
 async fn credentials(place: &Place, id: KeyId) -> Vec<Credential> {
-    let (_, changes) = place.all_changes(keygate::store::Version(0)).await;
+    let (_, changes) = place.all_changes(Version(0)).await;
     let found = changes.into_iter().find_map(|change| match change {
         Change::Key(key) if key.key.id == id => Some(key.credentials.to_vec()),
         _ => None,
@@ -59,6 +59,7 @@ pub(crate) async fn a_created_key_reads_back_exactly(place: Place) {
     new.key.is_active = false;
     new.key.scopes = scopes("app,orders:*,rag");
     new.key.end_user = Some("ann".into());
+    new.external_id = Some("git-7".into());
     new.key.allowed_ips = ["10.0.0.0/8".parse().unwrap(), "2001:db8::/32".parse().unwrap()].into();
     let ceilings = &mut new.key.ceilings;
     ceilings.rate_burst = Some(7);
@@ -70,6 +71,7 @@ pub(crate) async fn a_created_key_reads_back_exactly(place: Place) {
         key: new.key.clone(),
         name: new.name.clone(),
         description: new.description.clone(),
+        external_id: new.external_id.clone(),
         metadata: new.metadata.clone(),
         hint: new.credential.hint.clone(),
         quota_used: 0,
@@ -273,6 +275,7 @@ pub(crate) async fn a_patch_changes_what_it_names(place: Place) {
     let patch = KeyPatch {
         name: Some("after".into()),
         description: Some("d".into()),
+        external_id: Some(Some("git-7".into())),
         scopes: Some(scopes("app,memory")),
         rate_limit: Some(PLAN_RATE),
         rate_burst: Some(Some(5)),
@@ -290,6 +293,7 @@ pub(crate) async fn a_patch_changes_what_it_names(place: Place) {
     let mut expected = before.clone();
     expected.name = "after".into();
     expected.description = "d".into();
+    expected.external_id = Some("git-7".into());
     expected.metadata = patch.metadata.clone().unwrap();
     expected.updated_at = after(9);
     expected.key.scopes = patch.scopes.clone().unwrap();
@@ -436,6 +440,60 @@ pub(crate) async fn lists_are_newest_first_and_paged(place: Place) {
         place.create_key(new_key(&w, &newer), &someone(), after(9)).await.unwrap();
     }
     assert_eq!(all, ["k5", "k4", "k3", "k2", "k1", "k0"]);
+}
+
+pub(crate) async fn an_external_id_belongs_to_one_live_key_of_a_workspace(place: Place) {
+    let (w, other) = (place.tenant("w1").await, place.tenant("w2").await);
+    let with = |workspace: &WorkspaceId, name: &str, id: &str| NewKey {
+        external_id: Some(id.into()),
+        ..new_key(workspace, name)
+    };
+    let first = place.create_key(with(&w, "a", "x"), &someone(), T0).await.unwrap().value;
+    place.create_key(with(&other, "a", "x"), &someone(), T0).await.unwrap();
+    place.create_key(new_key(&w, "none"), &someone(), T0).await.unwrap();
+    place.create_key(new_key(&w, "none too"), &someone(), T0).await.unwrap();
+    let taken = |error: StoreError| {
+        assert!(matches!(error, StoreError::Invalid { field: "external_id", .. }), "{error}")
+    };
+    taken(place.create_key(with(&w, "b", "x"), &someone(), T0).await.unwrap_err());
+    let second = place.create_key(with(&w, "b", "y"), &someone(), T0).await.unwrap().value;
+    let patch = |id: Option<&str>| KeyPatch { external_id: Some(id.map(Into::into)), ..KeyPatch::default() };
+    taken(place.update_key(&w, second.key.id, patch(Some("x")), &someone(), after(1)).await.unwrap_err());
+    let filter = KeyFilter { external_id: Some("x".into()), ..KeyFilter::default() };
+    assert_eq!(names(&place, &w, filter.clone()).await, ["a"]);
+    // A deleted key gives it up, and cannot come back while another one has it.
+    place.delete_key(&w, first.key.id, &someone(), after(2)).await.unwrap();
+    place.update_key(&w, second.key.id, patch(Some("x")), &someone(), after(3)).await.unwrap();
+    assert_eq!(names(&place, &w, filter.clone()).await, ["b"]);
+    taken(place.restore_key(&w, first.key.id, &[1], &someone(), after(4)).await.unwrap_err());
+    place.update_key(&w, second.key.id, patch(None), &someone(), after(5)).await.unwrap();
+    place.restore_key(&w, first.key.id, &[1], &someone(), after(6)).await.unwrap();
+    assert_eq!(names(&place, &w, filter).await, ["a"]);
+}
+
+pub(crate) async fn a_request_that_is_repeated_makes_one_key(place: Place) {
+    let w = place.tenant("w1").await;
+    let claim =
+        |id: u8, fingerprint: u8| Some(IdempotencyClaim { id: [id; 32], fingerprint: [fingerprint; 32] });
+    let with = |name: &str, once| NewKey { once, ..new_key(&w, name) };
+    let made = place.create_key(with("a", claim(1, 1)), &someone(), T0).await.unwrap();
+    // The same request, wherever and however often: the first key, and no version is drawn.
+    for _ in 0..2 {
+        let error = place.create_key(with("a", claim(1, 1)), &someone(), after(1)).await.unwrap_err();
+        assert!(matches!(error, StoreError::Repeated(id) if id == made.value.key.id), "{error}");
+    }
+    let error = place.create_key(with("b", claim(1, 2)), &someone(), after(1)).await.unwrap_err();
+    assert!(matches!(error, StoreError::IdempotencyKeyReused), "{error}");
+    let next = place.create_key(with("b", claim(2, 2)), &someone(), after(1)).await.unwrap();
+    assert_eq!(next.version, Version(made.version.0 + 1));
+    // One that is refused claims nothing.
+    let error = place.create_key(with("b", claim(3, 3)), &someone(), after(2)).await.unwrap_err();
+    assert!(matches!(error, StoreError::DuplicateName), "{error}");
+    place.create_key(with("c", claim(3, 4)), &someone(), after(2)).await.unwrap();
+    // After a day the name is free.
+    let later = T0.plus(IdempotencyClaim::VALID);
+    place.create_key(with("d", claim(1, 5)), &someone(), later).await.unwrap();
+    assert_eq!(names(&place, &w, KeyFilter::default()).await.len(), 4);
 }
 
 pub(crate) async fn lists_are_filtered(place: Place) {

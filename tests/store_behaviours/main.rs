@@ -65,6 +65,8 @@ macro_rules! behaviours {
                 a_deleted_key_is_gone
                 lists_are_newest_first_and_paged
                 lists_are_filtered
+                an_external_id_belongs_to_one_live_key_of_a_workspace
+                a_request_that_is_repeated_makes_one_key
                 search_ignores_case_and_knows_no_wildcards
                 search_follows_changes
                 a_new_secret_keeps_the_old_one_until_told

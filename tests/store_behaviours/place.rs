@@ -243,9 +243,11 @@ pub(crate) fn new_key(workspace: &WorkspaceId, name: &str) -> NewKey {
         key,
         name: name.into(),
         description: String::new(),
+        external_id: None,
         metadata: serde_json::Map::new(),
         credential: credential(1),
         past: None,
+        once: None,
     }
 }
 

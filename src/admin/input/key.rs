@@ -42,6 +42,8 @@ pub struct CreateKeyInput {
     pub allowed_ips: Box<[IpNet]>,
     /// See [`Key::end_user`].
     pub end_user: Option<Box<str>>,
+    /// See [`crate::store::KeyRecord::external_id`].
+    pub external_id: Option<String>,
     /// The caller's own data.
     pub metadata: Map<String, Value>,
 }
@@ -77,6 +79,7 @@ impl CreateKeyInput {
         let expires_at = fields.optional("expires_at", rules::future_or(now, None));
         let allowed_ips = fields.optional("allowed_ips", rules::networks);
         let end_user = fields.optional("end_user", rules::end_user);
+        let external_id = fields.optional("external_id", rules::external_id);
         let metadata = fields.optional("metadata", rules::metadata);
         let errors = fields.finish();
         let (Some(name), Some(kind), Some(resource_id), Some(scopes), true) =
@@ -99,6 +102,7 @@ impl CreateKeyInput {
             expires_at,
             allowed_ips: allowed_ips.unwrap_or_default(),
             end_user: end_user.map(Into::into),
+            external_id,
             metadata: metadata.unwrap_or_default(),
         })
     }
@@ -163,8 +167,8 @@ impl CreateKeyInput {
             expires_at: self.expires_at,
             end_user: self.end_user,
         };
-        let Self { name, description, metadata, .. } = self;
-        NewKey { key, name, description, metadata, credential, past }
+        let Self { name, description, external_id, metadata, .. } = self;
+        NewKey { key, name, description, external_id, metadata, credential, past, once: None }
     }
 }
 
@@ -239,6 +243,7 @@ impl UpdateKeyInput {
         let patch = KeyPatch {
             name: fields.changed("name", rules::name),
             description: fields.cleared("description", rules::description).map(Option::unwrap_or_default),
+            external_id: fields.cleared("external_id", rules::external_id),
             scopes: fields.changed("scopes", rules::scopes),
             rate_limit: fields.changed("rate_limit", rules::rate),
             rate_burst: fields.cleared("rate_burst", rules::rate),

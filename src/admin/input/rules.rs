@@ -77,6 +77,11 @@ pub(super) fn resource_id(value: &Value) -> Result<Box<str>, ValidationErrors> {
     Ok(text.into())
 }
 
+/// The id of a key in another system.
+pub(super) fn external_id(value: &Value) -> Result<String, ValidationErrors> {
+    resource_id(value).map(Into::into)
+}
+
 /// A secret, made by Keygate or imported.
 pub(super) fn secret(value: &Value) -> Result<String, ValidationErrors> {
     let text = value.as_str().unwrap_or_default();

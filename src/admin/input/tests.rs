@@ -303,7 +303,7 @@ fn everything_that_can_be_asked_for_is_read() {
         "description": "d", "scopes": ["app", "rag"], "rate_limit": 5, "rate_burst": 9, "daily_request_limit": 0.7e1,
         "quota_limit": 8.0, "concurrency_limit": 3, "limits": [{"count": "requests", "per": "hour", "max": 4}],
         "expires_at": "2026-01-02T00:00:00Z", "allowed_ips": ["192.0.2.7", "10.0.0.0/8", "2001:db8::/32"], "end_user": "ann",
-        "metadata": {"team": {"a": [1, null]}}
+        "external_id": "git-7", "metadata": {"team": {"a": [1, null]}}
     }));
     let input = CreateKeyInput::read(&body, &workspace(), NOW).expect("right");
     let expected = CreateKeyInput {
@@ -325,6 +325,7 @@ fn everything_that_can_be_asked_for_is_read() {
         }]),
         expires_at: Some(Timestamp::from_secs(1_767_312_000)),
         end_user: Some("ann".into()),
+        external_id: Some("git-7".into()),
         allowed_ips: ["192.0.2.7/32", "10.0.0.0/8", "2001:db8::/32"]
             .map(|n| n.parse().expect("a net"))
             .into(),

@@ -26,7 +26,7 @@ async fn a_created_key_shows_its_secret_once() {
         "id": made["id"], "name": "n", "description": "", "hint": made["hint"], "type": "rag", "scopes": ["rag"],
         "resource_id": "kb-1", "workspace_id": "ws-a", "rate_limit": 7, "rate_burst": null,
         "daily_request_limit": 100_000, "quota_limit": null, "quota_used": 0, "concurrency_limit": null,
-        "limits": [{"count": "requests", "per": "hour", "max": 9}], "end_user": null, "allowed_ips": ["192.0.2.7", "10.0.0.0/8"],
+        "limits": [{"count": "requests", "per": "hour", "max": 9}], "end_user": null, "external_id": null, "allowed_ips": ["192.0.2.7", "10.0.0.0/8"],
         "metadata": {"a": [1]}, "is_active": true, "is_expired": false, "expires_at": NOW.as_millis() + 60_000,
         "last_used_at": null, "usage_count": 0, "created_by": "user-1", "created_at": NOW.as_millis(),
         "updated_at": NOW.as_millis()

@@ -24,7 +24,7 @@ use tokio::runtime::Runtime;
 use transport::Transport;
 
 /// How long a command waits for one answer.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 /// Largest file with a token, in bytes.
 const TOKEN_MAX: u64 = 16 * 1024;
 /// Items on a page; the API allows no more.

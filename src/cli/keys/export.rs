@@ -128,6 +128,7 @@ pub(in crate::cli) fn line(
         "expires_at": key.expires_at.map(Timestamp::as_millis),
         "allowed_ips": key.allowed_ips.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "end_user": key.end_user,
+        "external_id": record.external_id,
         "metadata": record.metadata,
         "is_active": key.is_active,
         "created_by": record.created_by,

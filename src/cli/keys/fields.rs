@@ -34,6 +34,9 @@ pub(super) struct KeyFields {
     /// Addresses or networks from which it may be used; several with commas; '' is any
     #[arg(long, value_delimiter = ',', value_name = "CIDR")]
     allowed_ips: Option<Vec<String>>,
+    /// Its id in another system; unique among the live keys of the workspace
+    #[arg(long, value_name = "ID|none", value_parser = text_or_none)]
+    external_id: Option<Value>,
     /// Further fields as in the API, such as '{"limits": [{"count": "tokens", "per": "day", "max": 100000}]}'
     #[arg(long, value_name = "JSON", value_parser = object)]
     fields: Option<Map<String, Value>>,
@@ -55,7 +58,14 @@ pub(in crate::cli) fn object(text: &str) -> Result<Map<String, Value>, String> {
     }
 }
 
+/// Text, or `none`, which clears the field.
+#[expect(clippy::unnecessary_wraps, reason = "what clap asks for")]
+fn text_or_none(text: &str) -> Result<Value, String> {
+    Ok(if text == "none" { Value::Null } else { json!(text) })
+}
+
 /// An instant as the API takes it, or `none`. The API says what is wrong with others.
+#[expect(clippy::unnecessary_wraps, reason = "what clap asks for")]
 fn instant(text: &str) -> Result<Value, String> {
     Ok(match (text, text.parse::<i64>()) {
         ("none", _) => Value::Null,
@@ -96,6 +106,7 @@ impl KeyFields {
             ("concurrency_limit", self.concurrency_limit),
             ("expires_at", self.expires_at),
             ("allowed_ips", self.allowed_ips.map(words)),
+            ("external_id", self.external_id),
         ];
         body(fields, self.fields)
     }

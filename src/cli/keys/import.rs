@@ -357,6 +357,7 @@ fn said(failure: Failure) -> String {
     match failure {
         Failure::Usage(message) | Failure::Failed(message) => message,
         Failure::Config(error) => error.to_string(),
+        Failure::Differs => String::new(),
     }
 }
 

@@ -7,7 +7,7 @@ use crate::cli::gateway::{ApiPath, Gateway};
 use crate::cli::output::{Column, Output, instant, shown};
 use crate::model::key::KeyType;
 use clap::Args;
-use http::Method;
+use http::{HeaderName, HeaderValue, Method};
 use serde_json::{Value, json};
 
 #[derive(Debug, Args)]
@@ -26,6 +26,9 @@ pub(super) struct ListArgs {
     /// Only keys of this resource
     #[arg(long, value_name = "ID")]
     resource_id: Option<String>,
+    /// Only the key with this id in another system
+    #[arg(long, value_name = "ID")]
+    external_id: Option<String>,
     /// Only keys whose name, description or hint contains this, ignoring case
     #[arg(long, value_name = "TEXT")]
     search: Option<String>,
@@ -49,6 +52,9 @@ pub(super) struct CreateArgs {
     /// The end user it is bound to, by your own id
     #[arg(long, value_name = "ID")]
     end_user: Option<String>,
+    /// A name for this call, so that it can be repeated after a failure and makes one key only (24 hours)
+    #[arg(long, value_name = "NAME")]
+    idempotency_key: Option<String>,
     #[command(flatten)]
     fields: KeyFields,
 }
@@ -103,6 +109,7 @@ pub(super) fn list(gateway: &mut Gateway, output: &mut Output, args: &ListArgs) 
         .with_some("is_active", args.all.then_some("any"))
         .with_some("is_deleted", args.deleted.then_some("true"))
         .with_some("resource_id", args.resource_id.as_ref())
+        .with_some("external_id", args.external_id.as_ref())
         .with_some("search", args.search.as_ref());
     let mut table = output.table(COLUMNS);
     gateway.pages(&path, |keys| table.rows(&keys))
@@ -123,7 +130,21 @@ pub(super) fn create(gateway: &mut Gateway, output: &mut Output, args: CreateArg
         ("end_user", args.end_user.map(|id| json!(id))),
     ];
     let key = Value::Object(body(fields, Some(args.fields.into_body()?))?);
-    let made = gateway.call(&Method::POST, &ApiPath::of(&["apikeys"]), Some(&key))?;
+    let name = match &args.idempotency_key {
+        Some(name) => {
+            let value = HeaderValue::from_str(name);
+            let value = value.map_err(|_| Failure::Usage("--idempotency-key: must be ASCII".into()))?;
+            vec![(HeaderName::from_static("idempotency-key"), value)]
+        }
+        None => Vec::new(),
+    };
+    let made = gateway.attempt(&Method::POST, &ApiPath::of(&["apikeys"]), Some(&key), &name)??;
+    if made["api_key"].is_null() {
+        let id = shown(&made["id"]);
+        return Err(Failure::Failed(format!(
+            "an earlier call has made key {id}, and its answer had the secret; `keygate keys regenerate {id}` makes a new one"
+        )));
+    }
     secret(output, "created", &made)
 }
 

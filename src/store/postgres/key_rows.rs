@@ -36,7 +36,7 @@ macro_rules! listed {
            AND ($2::text IS NULL OR k.kind = $2) AND ($3::boolean IS NULL OR k.is_active = $3)
            AND ($4::text IS NULL OR k.resource_id = $4)
            AND ($5::text IS NULL OR strpos(k.search_text, $5) > 0)
-           AND (k.created_at, k.id) < ($7, $8) "
+           AND (k.created_at, k.id) < ($7, $8) AND ($9::text IS NULL OR k.external_id = $9) "
     };
 }
 
@@ -73,13 +73,14 @@ pub(super) async fn list(
             &filter.is_deleted,
             &at,
             &id,
+            &filter.external_id,
         ];
         Some(tx.count(count, values).await?)
     } else {
         None
     };
     let select =
-        concat!(select_records!(), listed!(), "ORDER BY k.created_at DESC, k.id DESC LIMIT $9 OFFSET $10");
+        concat!(select_records!(), listed!(), "ORDER BY k.created_at DESC, k.id DESC LIMIT $10 OFFSET $11");
     let (limit, offset) = (i64::from(page.pagesize), int(page.offset()));
     let values: &[&(dyn ToSql + Sync)] = &[
         &workspace,
@@ -90,6 +91,7 @@ pub(super) async fn list(
         &filter.is_deleted,
         &at,
         &id,
+        &filter.external_id,
         &limit,
         &offset,
     ];
@@ -107,9 +109,9 @@ pub(super) async fn insert(
     let sql = "INSERT INTO keys (id, workspace_id, kind, scopes, resource_id, name, description, metadata, hint,
                    search_text, rate_limit, rate_burst, daily_request_limit, quota_limit, concurrency_limit, limits,
                    allowed_ips, is_active, expires_at, digest, pepper_version, secret_id, created_by, created_at,
-                   updated_at, version, end_user)
+                   updated_at, version, end_user, external_id)
                VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20,
-                   $21, $22, $23, $24, $25, $26, $27)";
+                   $21, $22, $23, $24, $25, $26, $27, $28)";
     let (key, ceilings) = (&record.key, &record.key.ceilings);
     tx.execute(
         sql,
@@ -141,6 +143,7 @@ pub(super) async fn insert(
             &record.updated_at.as_micros(),
             &int(version.0),
             &key.end_user,
+            &record.external_id,
         ],
     )
     .await?;
@@ -152,7 +155,7 @@ pub(super) async fn update(tx: &Tx<'_>, record: &KeyRecord, version: Version) ->
     let sql = "UPDATE keys SET scopes = $2, name = $3, description = $4, metadata = $5, search_text = $6,
                    rate_limit = $7, rate_burst = $8, daily_request_limit = $9, quota_limit = $10,
                    concurrency_limit = $11, limits = $12, allowed_ips = $13, is_active = $14, expires_at = $15,
-                   updated_at = $16, version = $17
+                   updated_at = $16, version = $17, external_id = $18
                WHERE id = $1";
     let (key, ceilings) = (&record.key, &record.key.ceilings);
     tx.execute(
@@ -175,6 +178,7 @@ pub(super) async fn update(tx: &Tx<'_>, record: &KeyRecord, version: Version) ->
             &key.expires_at.map(Timestamp::as_micros),
             &record.updated_at.as_micros(),
             &int(version.0),
+            &record.external_id,
         ],
     )
     .await?;

@@ -13,7 +13,9 @@ use crate::store::shared::rollup::{RollupTotals, RollupWindow};
 use crate::store::shared::rules::{self, DeletedKey};
 use crate::store::shared::writes;
 use crate::store::shared::writes::keys::KeyRows;
-use crate::store::{Actor, Credential, IssuedCredential, KeyFilter, KeyPatch, KeyRecord, Keys, NewKey, Page};
+use crate::store::{
+    Actor, Credential, IdempotencyClaim, IssuedCredential, KeyFilter, KeyPatch, KeyRecord, Keys, NewKey, Page,
+};
 use crate::store::{PageRequest, Version, Written};
 use async_trait::async_trait;
 
@@ -51,7 +53,11 @@ impl Keys for PgStore {
         filter: &KeyFilter,
         page: PageRequest,
     ) -> Result<Page<KeyRecord>, StoreError> {
-        if rules::hold_nul([filter.resource_id.as_deref(), filter.search.as_deref()]) {
+        if rules::hold_nul([
+            filter.resource_id.as_deref(),
+            filter.external_id.as_deref(),
+            filter.search.as_deref(),
+        ]) {
             return Ok(Page::complete(Vec::new(), 0));
         }
         let (workspace, filter) = (workspace.clone(), filter.clone());
@@ -151,6 +157,29 @@ impl KeyRows for Tx<'_> {
 
     async fn undo_part(&self) -> Result<(), StoreError> {
         self.control("ROLLBACK TO part; RELEASE part").await
+    }
+
+    async fn claimed(&self, claim: &IdempotencyClaim) -> Result<Option<(KeyId, bool)>, StoreError> {
+        let sql = "SELECT key_id, fingerprint = $2 FROM idempotency_keys WHERE id = $1";
+        let (id, fingerprint) = (claim.id.as_slice(), claim.fingerprint.as_slice());
+        self.one(sql, &[&id, &fingerprint], |f| Ok((KeyId(f.uuid("key_id")?), f.bool("fingerprint")?))).await
+    }
+
+    async fn insert_claim(
+        &self,
+        claim: &IdempotencyClaim,
+        key: KeyId,
+        at: Timestamp,
+    ) -> Result<(), StoreError> {
+        let sql =
+            "INSERT INTO idempotency_keys (id, fingerprint, key_id, created_at) VALUES ($1, $2, $3, $4)";
+        let (id, fingerprint) = (claim.id.as_slice(), claim.fingerprint.as_slice());
+        self.execute(sql, &[&id, &fingerprint, &key.0, &at.as_micros()]).await.map(drop)
+    }
+
+    async fn forget_claims(&self, before: Timestamp) -> Result<(), StoreError> {
+        let sql = "DELETE FROM idempotency_keys WHERE created_at <= $1";
+        self.execute(sql, &[&before.as_micros()]).await.map(drop)
     }
 
     async fn live_key(&self, workspace: &WorkspaceId, id: KeyId) -> Result<Option<KeyRecord>, StoreError> {

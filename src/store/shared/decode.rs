@@ -63,7 +63,7 @@ pub(in crate::store) fn read_key(f: &mut RowReader<'_>) -> Result<Key, StoreErro
 /// The columns for [`read_key_record`] after [`key_columns`]; `t` is the roll-up of the key's whole life.
 macro_rules! key_record_columns {
     () => {
-        "k.name, k.description, k.metadata, k.hint, coalesce(t.charged, 0), coalesce(t.requests - t.denied - t.unreached, 0),
+        "k.name, k.description, k.external_id, k.metadata, k.hint, coalesce(t.charged, 0), coalesce(t.requests - t.denied - t.unreached, 0),
          t.last_at, k.created_by, k.created_at, k.updated_at, k.deleted_at"
     };
 }
@@ -74,6 +74,7 @@ pub(in crate::store) fn read_key_record(f: &mut RowReader<'_>) -> Result<KeyReco
         key: read_key(f)?,
         name: f.text("name")?.to_owned(),
         description: f.text("description")?.to_owned(),
+        external_id: f.maybe_text("external_id")?.map(ToOwned::to_owned),
         metadata: f.read("metadata", serde_json::from_str)?,
         hint: f.text("hint")?.into(),
         quota_used: f.int("quota_used")?,

@@ -42,6 +42,8 @@ pub(in crate::store) const SQLITE: &[MigrationFile] = &[
     ("V9__prices", include_str!("../../../migrations/sqlite/0009_prices.sql")),
     ("V10__grants", include_str!("../../../migrations/sqlite/0010_grants.sql")),
     ("V11__upstream_credentials", include_str!("../../../migrations/sqlite/0011_upstream_credentials.sql")),
+    ("V12__external_ids", include_str!("../../../migrations/sqlite/0012_external_ids.sql")),
+    ("V13__idempotency_keys", include_str!("../../../migrations/sqlite/0013_idempotency_keys.sql")),
 ];
 
 /// The migrations of PostgreSQL: the same numbers and names.
@@ -60,6 +62,8 @@ pub(in crate::store) const POSTGRES: &[MigrationFile] = &[
     ("V9__prices", include_str!("../../../migrations/postgres/0009_prices.sql")),
     ("V10__grants", include_str!("../../../migrations/postgres/0010_grants.sql")),
     ("V11__upstream_credentials", include_str!("../../../migrations/postgres/0011_upstream_credentials.sql")),
+    ("V12__external_ids", include_str!("../../../migrations/postgres/0012_external_ids.sql")),
+    ("V13__idempotency_keys", include_str!("../../../migrations/postgres/0013_idempotency_keys.sql")),
 ];
 
 /// A runner for `files`, which applies all pending ones in one transaction.

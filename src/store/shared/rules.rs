@@ -46,6 +46,7 @@ pub(in crate::store) fn new_key(
         key: new.key,
         name: new.name,
         description: new.description,
+        external_id: new.external_id,
         metadata: new.metadata,
         hint: new.credential.hint,
         quota_used: new.past.as_ref().map_or(0, |past| past.quota_used),
@@ -132,6 +133,7 @@ pub(in crate::store) fn patched_key(
     let KeyPatch {
         name,
         description,
+        external_id,
         scopes,
         rate_limit,
         rate_burst,
@@ -147,6 +149,7 @@ pub(in crate::store) fn patched_key(
     let mut after = before.clone();
     set(&mut after.name, name);
     set(&mut after.description, description);
+    set(&mut after.external_id, external_id);
     set(&mut after.metadata, metadata);
     set(&mut after.key.scopes, scopes);
     set(&mut after.key.is_active, is_active);
@@ -162,6 +165,14 @@ pub(in crate::store) fn patched_key(
     after.updated_at = at;
     check_key(&after)?;
     Ok(after)
+}
+
+/// Another key has this id of another system.
+pub(in crate::store) fn external_id_taken() -> StoreError {
+    StoreError::Invalid {
+        field: "external_id",
+        why: "must not be that of another key of the workspace".into(),
+    }
 }
 
 /// Whether a key with this rate may be created under `plan`.
@@ -447,7 +458,7 @@ impl<'a> AuditLine<'a> {
 
 /// The fields of a key, for the audit log. Destructured, so that a new field cannot be forgotten.
 pub(in crate::store) fn key_fields(record: &KeyRecord) -> AuditFields {
-    let KeyRecord { key, name, description, metadata, hint, .. } = record;
+    let KeyRecord { key, name, description, external_id, metadata, hint, .. } = record;
     let Key {
         id: _,
         workspace_id: _,
@@ -474,6 +485,7 @@ pub(in crate::store) fn key_fields(record: &KeyRecord) -> AuditFields {
         ("limits", limits_to_json(&ceilings.limits)),
         ("allowed_ips", ips_to_json(allowed_ips)),
         ("end_user", json!(end_user)),
+        ("external_id", json!(external_id)),
         ("metadata", json!(metadata)),
         ("is_active", json!(is_active)),
         ("expires_at", json!(expires_at.map(Timestamp::as_millis))),

@@ -31,6 +31,7 @@ macro_rules! listed {
         "WHERE k.workspace_id = :workspace AND (k.deleted_at IS NOT NULL) = :deleted AND (k.deleted_at IS NULL OR k.digest IS NOT NULL)
            AND (:kind IS NULL OR k.kind = :kind) AND (:active IS NULL OR k.is_active = :active)
            AND (:resource IS NULL OR k.resource_id = :resource)
+           AND (:external IS NULL OR k.external_id = :external)
            AND (:search IS NULL OR instr(k.search_text, :search) > 0)
            AND (k.created_at, k.id) < (:at, :id) "
     };
@@ -66,6 +67,7 @@ pub(super) fn list(
                 ":kind": filter.kind.map(KeyType::as_str),
                 ":active": filter.is_active,
                 ":resource": filter.resource_id,
+            ":external": filter.external_id,
                 ":search": search,
                 ":deleted": filter.is_deleted,
                 ":at": at,
@@ -86,6 +88,7 @@ pub(super) fn list(
             ":kind": filter.kind.map(KeyType::as_str),
             ":active": filter.is_active,
             ":resource": filter.resource_id,
+        ":external": filter.external_id,
             ":search": search,
             ":deleted": filter.is_deleted,
             ":at": at,

@@ -14,7 +14,9 @@ use crate::store::shared::rollup::{RollupTotals, RollupWindow};
 use crate::store::shared::rules::{self, DeletedKey};
 use crate::store::shared::writes::keys::KeyRows;
 use crate::store::shared::writes::{self, Rows};
-use crate::store::{Actor, Credential, IssuedCredential, KeyFilter, KeyPatch, KeyRecord, Keys, NewKey, Page};
+use crate::store::{
+    Actor, Credential, IdempotencyClaim, IssuedCredential, KeyFilter, KeyPatch, KeyRecord, Keys, NewKey, Page,
+};
 use crate::store::{PageRequest, Version, Written};
 use async_trait::async_trait;
 use rusqlite::{Transaction, named_params, params};
@@ -141,6 +143,24 @@ impl KeyRows for Transaction<'_> {
         ready(self.execute_batch("ROLLBACK TO part; RELEASE part").map_err(Into::into))
     }
 
+    fn claimed(&self, claim: &IdempotencyClaim) -> impl Rows<Option<(KeyId, bool)>> {
+        let sql = "SELECT key_id, fingerprint = ?2 FROM idempotency_keys WHERE id = ?1";
+        let values = params![claim.id, claim.fingerprint];
+        ready(row::one(self, sql, values, |f| Ok((KeyId(f.uuid("key_id")?), f.bool("fingerprint")?))))
+    }
+
+    fn insert_claim(&self, claim: &IdempotencyClaim, key: KeyId, at: Timestamp) -> impl Rows<()> {
+        let sql =
+            "INSERT INTO idempotency_keys (id, fingerprint, key_id, created_at) VALUES (?1, ?2, ?3, ?4)";
+        let values = params![claim.id, claim.fingerprint, key.0.as_bytes(), at.as_micros()];
+        ready(row::change(self, sql, values))
+    }
+
+    fn forget_claims(&self, before: Timestamp) -> impl Rows<()> {
+        let sql = "DELETE FROM idempotency_keys WHERE created_at <= ?1";
+        ready(row::change(self, sql, [before.as_micros()]))
+    }
+
     fn live_key(&self, workspace: &WorkspaceId, id: KeyId) -> impl Rows<Option<KeyRecord>> {
         ready(live_record(self, workspace, id))
     }
@@ -263,10 +283,10 @@ fn insert(
     let sql = "INSERT INTO keys (id, workspace_id, kind, scopes, resource_id, name, description, metadata, hint,
                    search_text, rate_limit, rate_burst, daily_request_limit, quota_limit, concurrency_limit, limits,
                    allowed_ips, is_active, expires_at, digest, pepper_version, secret_id, created_by, created_at,
-                   updated_at, version, end_user)
+                   updated_at, version, end_user, external_id)
                VALUES (:id, :workspace, :kind, :scopes, :resource, :name, :description, :metadata, :hint, :search,
                    :rate_limit, :rate_burst, :daily, :quota, :concurrency, :limits, :ips, :active, :expires,
-                   :digest, :pepper, :secret, :by, :created, :updated, :version, :end_user)";
+                   :digest, :pepper, :secret, :by, :created, :updated, :version, :end_user, :external)";
     let (key, ceilings) = (&record.key, &record.key.ceilings);
     row::execute(
         tx,
@@ -299,6 +319,7 @@ fn insert(
             ":updated": record.updated_at.as_micros(),
             ":version": row::int(version.0),
             ":end_user": key.end_user,
+            ":external": record.external_id,
         },
     )?;
     Ok(())
@@ -311,7 +332,7 @@ fn update(tx: &Transaction<'_>, record: &KeyRecord, version: Version) -> Result<
                    search_text = :search, rate_limit = :rate_limit, rate_burst = :rate_burst,
                    daily_request_limit = :daily, quota_limit = :quota, concurrency_limit = :concurrency,
                    limits = :limits, allowed_ips = :ips, is_active = :active, expires_at = :expires,
-                   updated_at = :updated, version = :version
+                   updated_at = :updated, version = :version, external_id = :external
                WHERE id = :id";
     let (key, ceilings) = (&record.key, &record.key.ceilings);
     row::execute(
@@ -335,6 +356,7 @@ fn update(tx: &Transaction<'_>, record: &KeyRecord, version: Version) -> Result<
             ":expires": key.expires_at.map(Timestamp::as_micros),
             ":updated": record.updated_at.as_micros(),
             ":version": row::int(version.0),
+            ":external": record.external_id,
         },
     )?;
     Ok(())

@@ -6,7 +6,9 @@ use crate::model::digest::Digest;
 use crate::model::id::{KeyId, WorkspaceId};
 use crate::store::shared::rollup::RollupTotals;
 use crate::store::shared::rules::{self, AuditLine, DeletedKey};
-use crate::store::{Actor, Credential, IssuedCredential, KeyPatch, KeyRecord, NewKey, StoreError};
+use crate::store::{
+    Actor, Credential, IdempotencyClaim, IssuedCredential, KeyPatch, KeyRecord, NewKey, StoreError,
+};
 use crate::store::{Version, Written};
 use serde_json::json;
 
@@ -18,6 +20,12 @@ pub(in crate::store) trait KeyRows: WriteTx {
     fn keep_part(&self) -> impl Rows<()>;
     /// Ends this part and rolls it back.
     fn undo_part(&self) -> impl Rows<()>;
+
+    /// Which key the request has made, and whether it was the same one; none: it was not sent before.
+    fn claimed(&self, claim: &IdempotencyClaim) -> impl Rows<Option<(KeyId, bool)>>;
+    fn insert_claim(&self, claim: &IdempotencyClaim, key: KeyId, at: Timestamp) -> impl Rows<()>;
+    /// Deletes claims from before that instant.
+    fn forget_claims(&self, before: Timestamp) -> impl Rows<()>;
 
     /// A key that is not deleted.
     fn live_key(&self, workspace: &WorkspaceId, id: KeyId) -> impl Rows<Option<KeyRecord>>;
@@ -77,6 +85,9 @@ pub(in crate::store) async fn create(
     at: Timestamp,
 ) -> Result<Written<KeyRecord>, StoreError> {
     let version = tx.next_version().await?;
+    if let Some(claim) = &key.once {
+        claim_request(tx, claim, key.key.id, at).await?;
+    }
     let (credential, old) = rules::new_credentials(&key, at);
     let plan = tx.plan_of(&key.key.workspace_id, at).await?.ok_or(StoreError::NotFound("workspace"))?;
     let record = rules::new_key(key, &plan, &by.subject, at)?;
@@ -245,6 +256,22 @@ pub(in crate::store) async fn rehash(
     }
     tx.undo().await?;
     Ok(None)
+}
+
+/// A request makes one key only, however often and wherever it arrives: the write lock orders its repetitions, and the claim is
+/// stored with the key or not at all.
+async fn claim_request(
+    tx: &impl KeyRows,
+    claim: &IdempotencyClaim,
+    key: KeyId,
+    at: Timestamp,
+) -> Result<(), StoreError> {
+    tx.forget_claims(at.minus(IdempotencyClaim::VALID)).await?;
+    match tx.claimed(claim).await? {
+        Some((made, true)) => Err(StoreError::Repeated(made)),
+        Some((_, false)) => Err(StoreError::IdempotencyKeyReused),
+        None => tx.insert_claim(claim, key, at).await,
+    }
 }
 
 /// A secret belongs to one key only. A deleted key that has it loses it.
