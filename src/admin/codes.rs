@@ -15,7 +15,7 @@ const VALID_FOR: Duration = Duration::from_mins(10);
 pub struct SignInCodes(Mutex<Option<Code>>);
 
 struct Code {
-    code: String,
+    text: String,
     token: Zeroizing<String>,
     until: Timestamp,
 }
@@ -27,7 +27,7 @@ impl SignInCodes {
         fill_random(&mut random);
         let code = hex::encode(random);
         let token = Zeroizing::new(token.to_owned());
-        *self.lock() = Some(Code { code: code.clone(), token, until: now.plus(VALID_FOR) });
+        *self.lock() = Some(Code { text: code.clone(), token, until: now.plus(VALID_FOR) });
         code
     }
 
@@ -36,7 +36,7 @@ impl SignInCodes {
         use sha2::{Digest as _, Sha256};
         let mut held = self.lock();
         // A comparison of hashes tells nothing about the texts.
-        held.take_if(|code| Sha256::digest(&code.code) == Sha256::digest(given))
+        held.take_if(|code| Sha256::digest(&code.text) == Sha256::digest(given))
             .filter(|code| now < code.until)
             .map(|code| code.token)
     }

@@ -65,6 +65,8 @@ pub(super) struct Form {
 
 /// Rows for further limits that a form offers: the most that there may be.
 const LIMIT_ROWS: usize = 8;
+/// Empty rows for further limits that a form shows.
+const ROWS_TO_ADD: usize = 3;
 
 // === impl FormData ===
 
@@ -119,7 +121,10 @@ impl Field {
     }
 
     pub(super) fn limit_rows(&self) -> &[LimitRow] {
-        if let FieldKind::Limits(rows, _) = &self.kind { rows } else { &[] }
+        let FieldKind::Limits(rows, _) = &self.kind else { return &[] };
+        // Those in use and some to add; without script a form cannot grow.
+        let used = rows.iter().rposition(|row| !row.max.is_empty()).map_or(0, |last| last + 1);
+        &rows[..rows.len().min(used + ROWS_TO_ADD)]
     }
 
     pub(super) fn owners(&self) -> &[(String, String)] {

@@ -135,13 +135,11 @@ async fn shown(visit: &Visit, workspace: &str, id: &str, span: &str, wrong_name:
     let series: Series = api.get(&format!("{path}/usage{range}")).await.map_err(refused)?;
     let logs: Logs = api.get(&format!("{path}/logs?pagesize=8")).await.map_err(refused)?;
     let tenant: Detail = api.get(&format!("/workspaces/{}", segment(workspace))).await.map_err(refused)?;
-    let trail = match visit.can_write() {
-        true => api
-            .get::<AuditLines>(&format!("/audit?pagesize=10&target={}", key.id))
-            .await
-            .map_err(refused)?
-            .rows(),
-        false => Vec::new(),
+    let trail = if visit.can_write() {
+        let path = format!("/audit?pagesize=10&target={}", key.id);
+        api.get::<AuditLines>(&path).await.map_err(refused)?.rows()
+    } else {
+        Vec::new()
     };
     let mut bars = stats.limits.bars(t);
     bars.extend(tenant.bars(t));
@@ -252,9 +250,8 @@ impl RequestRow {
             other => other.to_owned(),
         };
         let mark = match (text("outcome").as_str(), status) {
-            ("denied", _) => "warn",
             ("served", ..400) => "good",
-            ("served", ..500) => "warn",
+            ("denied", _) | ("served", ..500) => "warn",
             _ => "bad",
         };
         let shown = |value: &Value| match value {

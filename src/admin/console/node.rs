@@ -15,7 +15,8 @@ pub(super) struct Nodes {
 
 #[derive(Deserialize)]
 struct Node {
-    node: String,
+    #[serde(rename = "node")]
+    name: String,
     admin: Option<String>,
     applied_version: u64,
     live: bool,
@@ -90,7 +91,7 @@ impl Nodes {
         let row = |node: Node| NodeRow {
             behind: newest - node.applied_version,
             version: show::count(node.applied_version),
-            name: node.node,
+            name: node.name,
             admin: node.admin.unwrap_or_default(),
             live: node.live,
             seen: show::count(node.seen_ms_ago / 1_000),

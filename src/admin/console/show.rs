@@ -31,7 +31,11 @@ pub(super) fn millis(ms: f64) -> String {
 
 /// `12.3 %`.
 pub(super) fn percent(share: f64) -> String {
-    if share >= 10.0 || share == 0.0 { format!("{share:.0} %") } else { format!("{share:.1} %") }
+    match share {
+        0.0 | 10.0.. => format!("{share:.0} %"),
+        0.05.. => format!("{share:.1} %"),
+        _ => "< 0.1 %".to_owned(),
+    }
 }
 
 /// Bytes in the largest unit that leaves a digit before the point.
@@ -91,6 +95,7 @@ mod tests {
             ["0.00", "0.000000001", "1.50", "2,000.00"]
         );
         assert_eq!([0, 999, 1_000, 2_340_000].map(bytes), ["0 B", "999 B", "1.0 kB", "2.3 MB"]);
+        assert_eq!([0.0, 0.01, 2.34, 97.6].map(percent), ["0 %", "< 0.1 %", "2.3 %", "98 %"]);
         assert_eq!(instant(1_767_225_600_000), "2026-01-01 00:00:00");
         let now = Timestamp::from_secs(1_767_225_600);
         let at = |seconds: i64| distance(now.as_millis() + seconds * 1_000, now, Lang::En);

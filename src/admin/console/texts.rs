@@ -108,7 +108,7 @@ texts! {
     expires: "Expires", "到期";
     expires_at: "Expires", "到期时间";
     failed: "That did not work", "操作未成功";
-    fields: "fields", "个字段";
+    fields: "Fields", "字段";
     find: "Find", "查找";
     first_page: "First page", "第一页";
     from_utc: "From (UTC)", "起始（UTC）";

@@ -25,7 +25,8 @@ struct GroupsPage {
 
 #[derive(Deserialize)]
 pub(super) struct Total {
-    pub(super) total_requests: u64,
+    #[serde(rename = "total_requests")]
+    pub(super) requests: u64,
     pub(super) denied: u64,
     pub(super) unreached: u64,
     pub(super) errors: u64,
@@ -146,7 +147,7 @@ pub(super) async fn show(
 /// The totals, as a page shows them.
 pub(super) fn numbers(total: &Total, t: &'static Texts) -> Vec<(&'static str, String)> {
     vec![
-        (t.requests, show::count(total.total_requests)),
+        (t.requests, show::count(total.requests)),
         (t.denied, show::count(total.denied)),
         (t.errors, show::count(total.errors)),
         (t.unreached, show::count(total.unreached)),
@@ -159,7 +160,7 @@ pub(super) fn numbers(total: &Total, t: &'static Texts) -> Vec<(&'static str, St
 /// The groups, as a list shows them.
 #[expect(clippy::cast_precision_loss, reason = "to be drawn")]
 pub(super) fn rows(groups: &[Group], base: &str, t: &'static Texts) -> Vec<GroupRow> {
-    let largest = groups.iter().map(|group| group.total.total_requests).max().unwrap_or(0).max(1);
+    let largest = groups.iter().map(|group| group.total.requests).max().unwrap_or(0).max(1);
     let row = |group: &Group| {
         let names = [
             &group.name,
@@ -174,12 +175,12 @@ pub(super) fn rows(groups: &[Group], base: &str, t: &'static Texts) -> Vec<Group
         GroupRow {
             name: name.unwrap_or_else(|| t.none.to_owned()),
             link,
-            requests: show::count(group.total.total_requests),
+            requests: show::count(group.total.requests),
             denied: show::count(group.total.denied),
             errors: show::count(group.total.errors),
             tokens: show::count(group.total.tokens_used),
             cost: show::money(group.total.cost_nano),
-            width: (group.total.total_requests as f64 / largest as f64 * 1_000.0).round() / 10.0,
+            width: (group.total.requests as f64 / largest as f64 * 1_000.0).round() / 10.0,
         }
     };
     groups.iter().map(row).collect()

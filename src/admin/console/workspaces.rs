@@ -240,7 +240,7 @@ async fn shown(visit: &Visit, id: &str, refused_grant: Option<Form>, wrong: Opti
         Field::new("plan_id", t.plan, t.h_plan_of, FieldKind::Choice(plans)).with(detail.plan_id.clone()),
     ]);
     let (counted, per) = (counts(t), windows(t));
-    let grants = grants.items.into_iter().map(|grant| GrantRow::new(grant, &counted, &per)).collect();
+    let grants = grants.items.into_iter().map(|grant| GrantRow::new(grant, &counted, &per, t)).collect();
     let title = if detail.name.is_empty() { detail.id.clone() } else { detail.name.clone() };
     let status =
         if refused_grant.is_some() || wrong.is_some() { StatusCode::BAD_REQUEST } else { StatusCode::OK };
@@ -367,14 +367,15 @@ impl Detail {
 }
 
 impl GrantRow {
-    fn new(grant: Grant, counted: &[(String, String)], per: &[(String, String)]) -> Self {
+    fn new(grant: Grant, counted: &[(String, String)], per: &[(String, String)], t: &Texts) -> Self {
         let Grant { id, limit, of, count, per: window, amount, reason, until, is_active, created_by } = grant;
         let limit = match (count, window) {
             (Some(count), Some(window)) => {
                 let of = of.filter(|of| of != "workspace").map(|of| format!(" ({of})")).unwrap_or_default();
                 format!("{} {}{of}", label_of(counted, &count), label_of(per, &window))
             }
-            _ => limit,
+            _ if limit == "end_user_quota" => t.end_users.to_owned(),
+            _ => t.rate_of_plan.to_owned(),
         };
         let until = show::instant(until);
         Self { id, limit, amount: show::count(amount), reason, until, by: created_by, is_active }
