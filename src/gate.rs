@@ -9,6 +9,7 @@
 
 mod charge;
 mod rehash;
+mod verify;
 
 use charge::{charge_of, least};
 pub use rehash::{Rehash, RehashJobs, RehashQueue, rehash_queue};
@@ -263,14 +264,18 @@ impl Gate {
     fn authenticate(&self, request: &RequestView<'_>, places: &[SecretPlace]) -> Result<Presented, Denial> {
         let secret =
             presented(request.fields, places).map_err(Denial::BadRequest)?.ok_or(Denial::KeyMissing)?;
-        let secret = &*secret;
+        self.find_secret(&secret, request.now.wall)
+    }
+
+    /// The key with this secret.
+    fn find_secret(&self, secret: &[u8], at: Timestamp) -> Result<Presented, Denial> {
         if shape(secret, &self.secret_prefix) == SecretShape::Impossible {
             return Err(Denial::KeyInvalid);
         }
         let mut cannot_tell = false;
         for pepper in self.peppers.iter() {
             let digest = Digest(pepper.digest(secret));
-            let Some(found) = self.keyring.find(&digest, request.now.wall) else {
+            let Some(found) = self.keyring.find(&digest, at) else {
                 cannot_tell |= self.keyring.cannot_tell(&digest);
                 continue;
             };
@@ -282,7 +287,7 @@ impl Gate {
             return Ok(found.presented);
         }
         if self.keyring.has_sha256_imports()
-            && let Some(presented) = self.find_by_sha256(secret, request.now.wall)
+            && let Some(presented) = self.find_by_sha256(secret, at)
         {
             return Ok(presented);
         }

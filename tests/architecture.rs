@@ -70,6 +70,7 @@ const LAYERS: [(&str, &[&str]); 4] = [
             "upstream",
             "snapshot",
             "holds",
+            "verified",
             "meter",
             "ctx",
             "observe",

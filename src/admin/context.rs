@@ -16,20 +16,18 @@ use crate::model::key::{Ceiling, Measure, Per};
 use crate::model::scope::Scopes;
 use crate::model::usage::UsageSubject;
 use crate::policy::http::cors::Cors;
+use crate::policy::keys::bearer::BearerToken;
 use crate::policy::keys::limit::MeteredUnits;
 use crate::policy::keys::secret::Peppers;
 use crate::policy::upstream::encryption::EncryptionKeys;
 use crate::store::{Actor, Store, StoreError, Version, Written};
-use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use axum::body::Bytes;
 use axum::extract::Request;
 use axum::middleware::Next;
 use axum::response::Response;
 use quick_cache::sync::Cache;
-use sha2::{Digest, Sha256};
 use std::cell::OnceCell;
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -149,8 +147,8 @@ pub enum ReloadError {
     Upgrading,
 }
 
-/// The bearer token of `/metrics`; only its hash is kept.
-pub struct MetricsToken(ArcSwap<[u8; 32]>);
+/// The bearer token of `/metrics`.
+pub type MetricsToken = BearerToken;
 
 /// The shared dependencies of handlers.
 pub(super) type AdminState = Arc<Admin>;
@@ -334,29 +332,4 @@ tokio::task_local! {
 /// Gives each call one deadline for all its store calls.
 pub(super) async fn with_deadline(request: Request, next: Next) -> Response {
     DEADLINE.scope(OnceCell::new(), next.run(request)).await
-}
-
-// === impl MetricsToken ===
-
-impl MetricsToken {
-    /// The token with this text.
-    pub fn new(text: &str) -> Self {
-        Self(ArcSwap::from_pointee(Sha256::digest(text).into()))
-    }
-
-    /// Replaces the token.
-    pub fn replace(&self, text: &str) {
-        self.0.store(Arc::new(Sha256::digest(text).into()));
-    }
-
-    /// Whether `text` is the token. Compares hashes, so the time does not depend on the text.
-    pub fn admits(&self, text: &str) -> bool {
-        <[u8; 32]>::from(Sha256::digest(text)) == **self.0.load()
-    }
-}
-
-impl fmt::Debug for MetricsToken {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("MetricsToken(…)")
-    }
 }

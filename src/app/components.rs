@@ -21,6 +21,7 @@ use crate::model::key::Measure;
 use crate::model::scope::Scopes;
 use crate::policy::http::cors::{Cors, OriginRule, Origins};
 use crate::policy::http::source::TrustedProxies;
+use crate::policy::keys::bearer::BearerToken;
 use crate::policy::keys::claims::is_claim;
 use crate::policy::keys::credential::SecretPlace;
 use crate::policy::routing::counted::why_uncounted;
@@ -32,7 +33,8 @@ use crate::proxy::connection::address_limiter::AddressLimiter;
 use crate::proxy::observe::access::AccessLog;
 use crate::proxy::upstream::{StoredCredentials, Upstream};
 use crate::proxy::{
-    HeaderPolicy, HealthPath, Proxy, ProxyLimits, RateLimitFamilies, RoutingSnapshot, Tracing,
+    Applications, HeaderPolicy, HealthPath, Proxy, ProxyLimits, RateLimitFamilies, RoutingSnapshot, Tracing,
+    VERIFY, VerifiedHolds,
 };
 use crate::store::{Change, Keys};
 use crate::usage::{Journal, Recorder, WhenFull};
@@ -179,6 +181,7 @@ pub(super) fn proxy(
     routing: Arc<ArcSwap<RoutingSnapshot>>,
     (recorder, tracing): (Recorder, Tracing),
     readiness: &ReadinessProbe,
+    applications: Applications,
 ) -> Proxy {
     let has = |family| config.proxy.rate_limit_headers.contains(&family);
     let limits = ProxyLimits {
@@ -215,8 +218,43 @@ pub(super) fn proxy(
         clock: Arc::clone(&core.clock),
         limits,
         tracing,
+        applications,
         node: config.node.name.as_str().into(),
     }
+}
+
+/// What applications that ask by themselves need.
+pub(super) fn applications(config: &Config, files: &WatchedFiles) -> Result<Applications, StartError> {
+    let decide = &config.decide;
+    let token = match &decide.token_file {
+        None => None,
+        Some(path) => {
+            let token = Arc::new(BearerToken::new(&super::read_secret_value(path)?));
+            files.add_bearer_token("decide.token_file", path, &token);
+            Some(token)
+        }
+    };
+    let route = Route {
+        name: VERIFY.into(),
+        path: "/verify".into(),
+        methods: Box::default(),
+        // Nothing is forwarded.
+        upstream: usize::MAX,
+        public: false,
+        scopes: Scopes::default(),
+        secret_from: Box::default(),
+        resource: ResourceFrom::Nowhere,
+        end_user: Box::default(),
+        keep_credential: false,
+        max_body_bytes: 0,
+        encoded_slash: false,
+        errors: config.proxy.errors,
+        forward: ForwardRules::default(),
+        meter: None,
+        cors: None,
+    };
+    let holds = VerifiedHolds::new(decide.max_holds, decide.hold_timeout);
+    Ok(Applications { route: Arc::new(route), token, holds })
 }
 
 /// The usual soft limit of 1024 would be too low for a gateway.
@@ -345,12 +383,15 @@ pub(super) fn admin_server(
         None => None,
         Some(path) => {
             let token = Arc::new(MetricsToken::new(&super::read_secret_value(path)?));
-            files.add_metrics_token(path, &token);
+            files.add_bearer_token("admin.metrics_token_file", path, &token);
             Some(token)
         }
     };
-    let backends =
-        Arc::new(KnownBackends { routing: reload.routing(), credentials: Arc::clone(&core.credentials) });
+    let backends = Arc::new(KnownBackends {
+        serves_applications: !config.decide.listen.is_empty(),
+        routing: reload.routing(),
+        credentials: Arc::clone(&core.credentials),
+    });
     let deps = AdminDeps {
         store: core.store.clone(),
         keyring: Arc::clone(keyring),
@@ -408,6 +449,8 @@ pub(super) fn published(socket: &AdminSocketListener) -> bool {
 
 /// What the admin API asks about upstreams.
 struct KnownBackends {
+    /// Whether applications may say what they use, of any measure.
+    serves_applications: bool,
     routing: Arc<ArcSwap<RoutingSnapshot>>,
     credentials: Arc<StoredCredentials>,
 }
@@ -418,6 +461,9 @@ impl Backends for KnownBackends {
     }
 
     fn why_uncounted(&self, measure: Measure, granted: Option<&Scopes>) -> Option<String> {
+        if self.serves_applications {
+            return None;
+        }
         why_uncounted(self.routing.load().routes.key_routes(), measure, granted)
     }
 

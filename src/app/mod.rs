@@ -337,7 +337,9 @@ pub fn start(
     let accepting = Arc::new(AtomicBool::new(true));
     let readiness = components::readiness_of(config, &core, &keyring, &accepting, journal);
     let recording = (recorder, tracing);
-    let proxy = components::proxy(config, &core, gate, reloader.routing(), recording, &readiness);
+    let applications = components::applications(config, &files)?;
+    let routing = reloader.routing();
+    let proxy = components::proxy(config, &core, gate, routing, recording, &readiness, applications);
     let mut proxy_server =
         proxy_server::open(config, &core, proxy, &keyring, &upgrade_state.listener_fds, &files, stopped)?;
 

@@ -25,6 +25,8 @@ use tokio::sync::{mpsc, watch};
 
 /// How long a client may go on sending after a last answer.
 const LINGER: Duration = Duration::from_secs(2);
+/// How often the gateway looks for holds that are over.
+const EXPIRE_EVERY: Duration = Duration::from_millis(250);
 /// Most header fields that Pingora accepts.
 const FIELDS_MAX: usize = 256;
 /// Idle connections to backends that are kept, per worker thread.
@@ -90,6 +92,9 @@ pub(super) fn open(
         open,
     };
     runtime.spawn(Arc::clone(&acceptor.connections).watch(acceptor.stop.clone()));
+    if !config.decide.listen.is_empty() {
+        runtime.spawn(expire_holds(Arc::clone(&acceptor.proxy), acceptor.stop.clone()));
+    }
     let mut acceptors = Vec::new();
     let mut listen_at = |kind, places: &[SocketAddr], protocol: &ListenerProtocol| {
         let mut found = Vec::with_capacity(places.len());
@@ -125,6 +130,17 @@ pub(super) fn open(
         all_closed,
         acceptors,
     })
+}
+
+/// Ends what applications hold and do not settle in time. What is left when the gateway stops ends when the proxy is dropped.
+async fn expire_holds(proxy: Arc<Proxy>, mut stopped: watch::Receiver<bool>) {
+    let mut ticks = tokio::time::interval(EXPIRE_EVERY);
+    loop {
+        tokio::select! {
+            _ = stopped.wait_for(|stopped| *stopped) => return,
+            _ = ticks.tick() => proxy.applications.holds.expire(proxy.clock.now().steady_ns),
+        }
+    }
 }
 
 fn http_proxy_of(config: &Config, proxy: Phases) -> HttpProxy<Phases> {

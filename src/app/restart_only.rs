@@ -34,7 +34,7 @@ pub(super) fn changed(old: &Config, new: &Config) -> Vec<String> {
         "admin" |c| &c.admin, AdminConfig:
             listen socket socket_mode threads max_body_bytes max_connections max_connections_per_address create_workspaces default_plan base_path error_text
             cors_origins cors_credentials metrics_token_file; jwt introspection;;
-        "decide" |c| &c.decide, DecideConfig: listen;;
+        "decide" |c| &c.decide, DecideConfig: listen token_file hold_timeout max_holds;;
         "admin.jwt" |c| &c.admin.jwt, JwtConfig:
             keys = "hs256_secret_file or jwks_file or jwks_url" jwks_ca_file jwks_refresh jwks_retry jwks_max_stale algorithms issuer audience require roles default_role
             workspace_header_subjects leeway claims;;

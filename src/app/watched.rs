@@ -4,10 +4,11 @@
 //! for blocking work.
 
 use super::{InlineSecrets, read_secret_value};
-use crate::admin::{Auth, AuthKeys, ClientCredentials, MetricsToken};
+use crate::admin::{Auth, AuthKeys, ClientCredentials};
 use crate::config::{Config, CountersLocation, JwtKeys, StoreLocation};
 use crate::counter::Counters;
 use crate::fileio;
+use crate::policy::keys::bearer::BearerToken;
 use sha2::{Digest as _, Sha256};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -79,11 +80,11 @@ impl WatchedFiles {
         });
     }
 
-    /// The token for `/metrics` in the file at `path`.
-    pub(super) fn add_metrics_token(&self, path: &Path, token: &Arc<MetricsToken>) {
+    /// The token in the file at `path`, which `key` names.
+    pub(super) fn add_bearer_token(&self, key: &'static str, path: &Path, token: &Arc<BearerToken>) {
         let (path, token) = (path.to_owned(), Arc::clone(token));
         let text = move || read_secret_value(&path).map_err(|error| error.to_string());
-        self.add_changing("admin.metrics_token_file", text, move |text| {
+        self.add_changing(key, text, move |text| {
             token.replace(text);
             Ok(())
         });

@@ -114,6 +114,17 @@ impl Default for ProxyConfig {
     }
 }
 
+impl Default for DecideConfig {
+    fn default() -> Self {
+        Self {
+            listen: Vec::new(),
+            token_file: None,
+            hold_timeout: Duration::from_mins(10),
+            max_holds: 10_000,
+        }
+    }
+}
+
 impl Default for AdminConfig {
     fn default() -> Self {
         Self {

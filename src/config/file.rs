@@ -251,7 +251,13 @@ fn admin(s: &mut Section<'_, '_>) -> (AdminConfig, JwtKeyFiles) {
 }
 
 fn decide(s: &mut Section<'_, '_>) -> DecideConfig {
-    DecideConfig { listen: s.list("listen", &LISTEN, 0..=16, Vec::new()) }
+    let d = DecideConfig::default();
+    DecideConfig {
+        listen: s.list("listen", &LISTEN, 0..=16, d.listen),
+        token_file: s.value("token_file", &OrEmpty(FILE), d.token_file),
+        hold_timeout: s.value("hold_timeout", &span_ms(1_000, 86_400_000), d.hold_timeout),
+        max_holds: s.value("max_holds", &Integer { min: 1, max: 1_000_000 }, d.max_holds),
+    }
 }
 
 fn jwt(s: &mut Section<'_, '_>) -> (JwtConfig, JwtKeyFiles) {

@@ -154,10 +154,16 @@ pub struct ProxyConfig {
 }
 
 /// `[decide]`
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DecideConfig {
-    /// Where proxies ask for decisions; empty: nowhere. Port 0 picks a free one.
+    /// Where proxies and applications ask for decisions; empty: nowhere. Port 0 picks a free one.
     pub listen: Vec<SocketAddr>,
+    /// The file with the token that applications present.
+    pub token_file: Option<PathBuf>,
+    /// How long what an application holds may remain unsettled.
+    pub hold_timeout: Duration,
+    /// Most holds at the same time.
+    pub max_holds: usize,
 }
 
 /// `[admin]`

@@ -14,8 +14,8 @@ use super::reader::{ConfigReader, quoted};
 use super::telemetry;
 use super::texts::is_name;
 use super::types::{
-    ClaimNames, ClientCertificates, Config, CountersConfig, CountersLocation, JwtAlgorithm, JwtConfig,
-    JwtKeys, PlanConfig, ProxyConfig, RouteConfig,
+    ClaimNames, ClientCertificates, Config, CountersConfig, CountersLocation, DecideConfig, JwtAlgorithm,
+    JwtConfig, JwtKeys, PlanConfig, ProxyConfig, RouteConfig,
 };
 use super::upstream::{self, UpstreamConfig, UpstreamFile};
 use crate::model::id::PlanId;
@@ -43,6 +43,7 @@ pub(super) fn validate(file: ConfigFile, host_name: &str, reading: &mut ConfigRe
     introspection::check(&config.admin.introspection, reading);
     listeners_go_together(&config.proxy, &config.acme, reading);
     somebody_listens(&config, reading);
+    applications_have_a_token(&config.decide, reading);
     acme::check(&config.acme, &config.proxy, reading);
     pepper_is_not_the_token_secret(&config, reading);
     intervals_and_sizes(&config, reading);
@@ -210,6 +211,19 @@ fn listeners_go_together(proxy: &ProxyConfig, acme: &AcmeConfig, reading: &mut C
     }
 }
 
+/// Whoever reaches the listener could try keys.
+fn applications_have_a_token(decide: &DecideConfig, reading: &mut ConfigReader<'_>) {
+    for (n, address) in decide.listen.iter().enumerate() {
+        if !address.ip().is_loopback() && decide.token_file.is_none() {
+            let path = format!("decide.listen[{n}]");
+            reading.complain_of_conflict(
+                &[&path, "decide.listen", "decide.token_file"],
+                "needs decide.token_file, because it is not a loopback address",
+            );
+        }
+    }
+}
+
 fn somebody_listens(config: &Config, reading: &mut ConfigReader<'_>) {
     let Config { proxy, decide, .. } = config;
     let all = [&proxy.listen, &proxy.listen_tls, &proxy.listen_h2c, &decide.listen];
@@ -336,8 +350,11 @@ fn plans(files: Vec<(String, PlanFile)>, reading: &mut ConfigReader<'_>) -> Vec<
     plans.into_values().collect()
 }
 
-/// A limit that nothing can count would look like one that holds.
+/// A limit that nothing can count would look like one that holds. Applications may say that they used of any measure.
 fn limits_are_counted(config: &Config, reading: &mut ConfigReader<'_>) {
+    if !config.decide.listen.is_empty() {
+        return;
+    }
     for PlanConfig { plan, .. } in &config.plans {
         for (n, limit) in plan.limits.iter().enumerate() {
             if let Some(why) = why_uncounted(config.key_routes(), limit.count, None) {

@@ -75,6 +75,8 @@ faults! {
     TokenInvalid = 401, 2002, "token_invalid", "The admin token is not valid", "管理令牌无效";
     /// An expired admin token.
     TokenExpired = 401, 2003, "token_expired", "The admin token has expired", "管理令牌已过期";
+    /// A call of an application without the token of the decision listener.
+    DecideTokenInvalid = 401, 2004, "decide_token_invalid", "The token of decide.token_file is required: Authorization: Bearer <token>", "需要 decide.token_file 中的令牌：Authorization: Bearer <令牌>";
     /// The role does not allow this.
     Forbidden = 403, 3001, "forbidden", "Your role does not allow this", "您的角色无权执行此操作";
     /// Another workspace.
@@ -117,6 +119,8 @@ faults! {
     NotFound = 404, 4000, "not_found", "Not found", "未找到";
     /// Admin: no such end user.
     EndUserNotFound = 404, 4001, "end_user_not_found", "There is no such end user", "该终端用户不存在";
+    /// No hold of this process has this id.
+    HoldNotFound = 404, 4002, "hold_not_found", "There is no such hold here: it has expired, or another process made it", "此处没有该预占：它已过期，或由其他进程创建";
     /// Admin: it already exists.
     Conflict = 409, 1000, "conflict", "The change conflicts with what exists", "与现有数据冲突";
     /// Admin: the same `Idempotency-Key` with another request.

@@ -98,6 +98,8 @@ pub struct Ctx {
     pub is_health_check: bool,
     /// Whether it is decided for somebody else, who forwards it.
     pub is_decision: bool,
+    /// What an application that asks about it may use.
+    pub asked_hold: Option<Box<AskedHold>>,
     /// Its trace spans, if it is traced.
     pub recording: Option<Recording>,
     _in_flight: InFlightGauge,
@@ -110,6 +112,16 @@ pub struct BodyStart {
     pub bytes: Option<Bytes>,
     /// Whether this attempt has sent them.
     pub is_sent: bool,
+}
+
+/// What an application that asks by itself may use.
+pub struct AskedHold {
+    /// The model; empty: none.
+    pub model: Box<str>,
+    /// Input tokens.
+    pub input: u64,
+    /// The most output tokens.
+    pub max_output: u64,
 }
 
 struct InFlightGauge(IntGauge);
@@ -157,6 +169,7 @@ impl Ctx {
             is_answered_by_grpc: false,
             is_health_check: false,
             is_decision: false,
+            asked_hold: None,
             recording: None,
             _in_flight: InFlightGauge(in_flight),
         }

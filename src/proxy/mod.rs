@@ -17,10 +17,12 @@ mod service;
 mod snapshot;
 mod state;
 pub mod upstream;
+mod verified;
 
 pub use message::headers::HeaderPolicy;
 pub use message::ratelimit::RateLimitFamilies;
 pub use observe::traces::Tracing;
 pub use service::Phases;
 pub use snapshot::RoutingSnapshot;
-pub use state::{HealthPath, Proxy, ProxyLimits};
+pub use state::{Applications, HealthPath, Proxy, ProxyLimits};
+pub use verified::{VERIFY, VerifiedHolds};

@@ -6,7 +6,10 @@ use crate::clock::Clock;
 use crate::gate::Gate;
 use crate::metrics::Metrics;
 use crate::model::fault::ErrorForm;
+use crate::policy::http::fields::HeaderFields;
 use crate::policy::http::source::TrustedProxies;
+use crate::policy::keys::bearer::BearerToken;
+use crate::policy::routing::route::Route;
 use crate::proxy::connection::AnswerDrains;
 use crate::proxy::connection::address_limiter::AddressLimiter;
 use crate::proxy::holds::UsualOutput;
@@ -14,8 +17,10 @@ use crate::proxy::message::ratelimit::RateLimitFamilies;
 use crate::proxy::observe::access::AccessLog;
 use crate::proxy::observe::traces::Tracing;
 use crate::proxy::snapshot::RoutingSnapshot;
+use crate::proxy::verified::VerifiedHolds;
 use crate::usage::Recorder;
 use arc_swap::ArcSwap;
+use http::header::AUTHORIZATION;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -51,8 +56,20 @@ pub struct Proxy {
     pub trusted: TrustedProxies,
     /// Selects the requests that are traced.
     pub tracing: Tracing,
+    /// What applications that ask by themselves need.
+    pub applications: Applications,
     /// The name of this node.
     pub node: Box<str>,
+}
+
+/// For calls of applications that ask by themselves.
+pub struct Applications {
+    /// What stands for such a call in records and metrics.
+    pub route: Arc<Route>,
+    /// The token that they must present; none: none.
+    pub token: Option<Arc<BearerToken>>,
+    /// What they hold.
+    pub holds: VerifiedHolds,
 }
 
 /// The path at which load balancers ask whether this node is ready.
@@ -84,4 +101,17 @@ pub struct ProxyLimits {
     pub errors: ErrorForm,
     /// Whether requests without TLS are redirected to HTTPS.
     pub redirect_to_https: bool,
+}
+
+impl Applications {
+    /// Whether a call presents the token, if there is one.
+    pub(in crate::proxy) fn admits(&self, fields: HeaderFields<'_>) -> bool {
+        let Some(token) = &self.token else { return true };
+        let mut values = fields.all(&AUTHORIZATION);
+        let presented = values.next().and_then(|value| std::str::from_utf8(value).ok()?.split_once(' '));
+        let is_alone = values.next().is_none();
+        presented.is_some_and(|(scheme, given)| {
+            is_alone && scheme.eq_ignore_ascii_case("bearer") && token.admits(given.trim())
+        })
+    }
 }

@@ -61,6 +61,10 @@ const MISTAKES: &[(&str, &str)] = &[
         "proxy.listen = []",
         "1:16 proxy.listen: must not be empty unless proxy.listen_tls, proxy.listen_h2c or decide.listen has an address",
     ),
+    (
+        "decide.listen = [\"127.0.0.1:1\", \"0.0.0.0:2\"]",
+        "1:33 decide.listen[1]: needs decide.token_file, because it is not a loopback address",
+    ),
     ("proxy.redirect_to_https = true", "1:27 proxy.redirect_to_https: needs proxy.listen_tls"),
     (
         "proxy.health_path = \"/a/../b\"",

@@ -12,7 +12,7 @@ const CLIENT: &str = "192.0.2.7";
 /// Where a proxy states the request.
 const SOURCES: [&str; 3] = ["original", "forwarded", "request"];
 
-fn decide_at(gateway: &Gateway) -> SocketAddr {
+pub(crate) fn decide_at(gateway: &Gateway) -> SocketAddr {
     gateway.ready["decide"].as_str().expect("an address").parse().unwrap()
 }
 

@@ -50,3 +50,4 @@ mod unframed;
 mod unpriced;
 mod uploads;
 mod verdicts;
+mod verify;

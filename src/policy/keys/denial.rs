@@ -63,6 +63,18 @@ pub enum Denial {
     },
     /// The body must be read here and has an unsupported content coding.
     ContentCoding,
+    /// A field of a call of an application is not valid.
+    Input {
+        /// The field.
+        field: Box<str>,
+        /// What is allowed.
+        why: Box<str>,
+    },
+    /// This node has no hold with the id of the call.
+    HoldUnknown {
+        /// Its name.
+        node: Box<str>,
+    },
     /// A fault without further details.
     Plain(Fault),
 }
@@ -165,6 +177,8 @@ impl Denial {
             Self::EndUserQuota { .. } => Fault::EndUserQuotaExceeded,
             Self::Unpriced { .. } => Fault::ModelUnpriced,
             Self::ContentCoding => Fault::UnsupportedMediaType,
+            Self::Input { .. } => Fault::ValidationFailed,
+            Self::HoldUnknown { .. } => Fault::HoldNotFound,
             Self::Plain(fault) => *fault,
         }
     }
@@ -206,6 +220,11 @@ impl Denial {
             Self::ContentCoding => match lang {
                 Lang::En => "The body must come as it is or in one coding: gzip, deflate or zstd",
                 Lang::Zh => "请求体必须未经编码，或仅使用一种编码：gzip、deflate 或 zstd",
+            }
+            .into(),
+            Self::Input { field, why } => match lang {
+                Lang::En => format!("{}: {field} {why}", Fault::ValidationFailed.message(lang)),
+                Lang::Zh => format!("{}：{field} {why}", Fault::ValidationFailed.message(lang)),
             }
             .into(),
             other => other.fault().message(lang).into(),
@@ -260,6 +279,8 @@ impl Denial {
             }
             Self::Unpriced { model } if !model.is_empty() => json!({ "model": model }),
             Self::ContentCoding => json!({ "accept_encoding": CODINGS }),
+            Self::Input { field, why } => json!({ "errors": [{ "field": field, "message": why }] }),
+            Self::HoldUnknown { node } => json!({ "node": node }),
             _ => json!({}),
         }
     }
@@ -305,7 +326,7 @@ pub const fn limit_field(name: LimitName) -> &'static str {
 }
 
 /// Whose usage a limit counts.
-const fn owner(name: LimitName) -> Owner {
+pub const fn owner(name: LimitName) -> Owner {
     match name {
         LimitName::Workspace(_) => Owner::Workspace,
         LimitName::EndUser(_) => Owner::EndUser,

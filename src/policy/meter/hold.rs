@@ -2,7 +2,7 @@
 //!
 //! Must not know: where prices and habits come from, what has been spent.
 
-use super::tokens_of;
+use super::{BYTES_PER_TOKEN, tokens_of};
 use crate::model::amounts::Amounts;
 use crate::model::key::Measure;
 use crate::model::tokens::TokenCounts;
@@ -46,10 +46,21 @@ pub struct PlannedHold<'r> {
 
 // === impl HoldRequest, PlannedHold ===
 
-impl HoldRequest<'_> {
+impl<'r> HoldRequest<'r> {
+    /// What an application says that it may use.
+    pub const fn of_tokens(input: u64, max_output: u64, model: &'r str) -> Self {
+        let input_bytes = input.saturating_mul(BYTES_PER_TOKEN);
+        Self { input_bytes, max_output: Some(max_output), choices: 1, model }
+    }
+
     fn input(&self) -> u64 {
         tokens_of(self.input_bytes)
     }
+}
+
+impl HoldBounds {
+    /// No bound.
+    pub const NONE: Self = Self { route: u64::MAX, usual: None };
 }
 
 impl PlannedHold<'_> {

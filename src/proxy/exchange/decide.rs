@@ -8,6 +8,7 @@
 
 use super::body::RequestBody;
 use super::heads::{self, ParsedHead};
+use super::verify::ApplicationCall;
 use super::{Decision, Exchange, Exchanged, ReadRequest, Server, spell};
 use crate::gate::Denied;
 use crate::policy::http::head::{check, escaped, split_head};
@@ -70,6 +71,10 @@ pub(super) async fn serve(
             Ok(reply) => exchange.answer(&reply).await,
             Err(denial) => exchange.refuse(&Denied::early(denial, None)).await,
         };
+    }
+    if let Some(application) = ApplicationCall::at(call_message.path) {
+        exchange.message = call_message;
+        return exchange.serve_application(application).await;
     }
     if let Err(denial) = &original {
         return exchange.refuse(&Denied::early(denial.clone(), None)).await;

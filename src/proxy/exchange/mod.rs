@@ -13,6 +13,7 @@ mod heads;
 mod pipe;
 mod refuse;
 mod tunnel;
+mod verify;
 
 pub(super) use heads::spell;
 

@@ -144,7 +144,8 @@ impl Proxy {
         let permit = self.check_price(message, ctx, permit)?;
         self.count_unreadable(message, ctx, &permit);
         // Nothing of it is looked up for a route without a meter.
-        let prices = permit.route().meter.is_some().then(|| self.recorder.prices());
+        let prices =
+            (permit.route().meter.is_some() || ctx.asked_hold.is_some()).then(|| self.recorder.prices());
         let model = prices.as_ref().and_then(|_| Self::model_of(message, ctx));
         let hold =
             prices.as_ref().and_then(|prices| self.hold(message, ctx, &permit, model.as_deref(), prices));
@@ -177,11 +178,16 @@ impl Proxy {
     fn hold<'r>(
         &self,
         message: &RequestMessage<'_>,
-        ctx: &Ctx,
+        ctx: &'r Ctx,
         permit: &Permit,
         model: Option<&'r str>,
         prices: &'r PriceTable,
     ) -> Option<PlannedHold<'r>> {
+        if let Some(asked) = &ctx.asked_hold {
+            let request = HoldRequest::of_tokens(asked.input, asked.max_output, &asked.model);
+            let price = prices.find(&asked.model);
+            return Some(PlannedHold { request, bounds: HoldBounds::NONE, price, clamp: false });
+        }
         let rule = permit.route().meter.as_ref()?;
         let read = ctx.body.as_ref().map(|body| u64::try_from(body.len()).unwrap_or(u64::MAX));
         let input_bytes = read.or_else(|| message.content_length()).unwrap_or(0);
@@ -265,7 +271,7 @@ impl Proxy {
     }
 
     /// Refuses an address with too many invalid keys with a time to wait, instead of as an invalid key.
-    fn limit_invalid_keys(&self, mut denied: Box<Denied>, ctx: &Ctx) -> Box<Denied> {
+    pub(in crate::proxy) fn limit_invalid_keys(&self, mut denied: Box<Denied>, ctx: &Ctx) -> Box<Denied> {
         if denied.denial == Denial::KeyInvalid
             && let Some(Err(wait)) = self.invalid_keys.as_ref().map(|limiter| limiter.check(ctx.address))
         {
