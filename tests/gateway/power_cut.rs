@@ -13,7 +13,8 @@ use std::fs;
 use std::hash::{BuildHasher, RandomState};
 use std::io::{BufReader, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::os::unix::fs::{DirEntryExt, PermissionsExt};
+use std::os::unix::fs::{DirEntryExt, FileTypeExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -111,6 +112,11 @@ impl Watched {
                 fs::create_dir(&path).unwrap();
                 fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
                 self.rebuild(&entry.path(), &path, random);
+                continue;
+            }
+            if entry.file_type().unwrap().is_socket() {
+                // Nobody accepts there any more.
+                drop(UnixListener::bind(&path).unwrap());
                 continue;
             }
             let new = fs::read(entry.path()).unwrap();
