@@ -461,7 +461,7 @@ def traffic(gateway):
         gateway.client(secret, f"/v1/app/orders/{n}")
     for path in ["/v1/rag/search", "/v1/memory/recall"]:
         gateway.client(secret, path)
-    make = {"name": "checkout service", "scopes": ["app"], "rate_limit": 100, "daily_request_limit": 40, "description": "orders and payments"}
+    make = {"name": "checkout service", "scopes": ["app"], "rate_limit": 100, "daily_request_limit": 400, "description": "orders and payments"}
     _, text = gateway.admin("POST", "/apikeys", gateway.ready["admin_token"], make)
     busy = json.loads(text)["data"]["api_key"]
     for n in range(37):
