@@ -105,10 +105,7 @@ fn original(call: &[u8], fields_max: usize) -> Result<BytesMut, Denial> {
 impl Exchange<'_> {
     /// Tells the proxy that the request was admitted, and whose it is.
     async fn allow(&mut self) -> Exchanged {
-        let reply = match self.server.proxy.allowed(self.ctx) {
-            Ok(reply) => reply,
-            Err(_) => return self.abandon(None),
-        };
+        let Ok(reply) = self.server.proxy.allowed(self.ctx) else { return self.abandon(None) };
         // A decision is not in flight any longer, and nobody tells what the backend used.
         self.ctx.settle_meter(false, self.body.read);
         release_permits(self.ctx);
