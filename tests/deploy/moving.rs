@@ -205,7 +205,7 @@ fn half_a_file_or_one_of_another_pepper_is_refused() {
         there.write("cut.jsonl", &text);
         says(&there.fails(1, &["import", "cut.jsonl"]), &["cut.jsonl", why]);
     }
-    assert_eq!(there.done(&["keys", "list", "--all"]), "", "nothing of them was used");
+    assert_eq!(there.done(&["keys", "list", "--all", "--json"]), "", "nothing of them was used");
 
     // A malformed line is refused with its number, and the rest is imported.
     let odd = whole.replacen("{\"key\":{", "{\"key\":5,\"was\":{", 1);
