@@ -134,7 +134,7 @@ pub(super) struct Deleted {
 /// because the secret is not stored; `POST /apikeys/{id}/regenerate` makes a new one. The same `Idempotency-Key` with another
 /// body is refused (422), and so is a repetition while this node still processes the request (409).
 #[utoipa::path(post, path = "/apikeys", tag = "API keys",
-params(("Idempotency-Key" = Option<String>, Header, description = "A name for the request, new for each key: 1 to 255 visible ASCII characters, with or without quotes")),
+params(("Idempotency-Key" = Option<String>, Header, pattern = r"^[!#-~]{1,255}$", description = "A name for the request, new for each key: 1 to 255 visible ASCII characters, with or without quotes")),
 request_body = KeyCreate, responses(
     (status = 200, description = "The key and its secret", body = Envelope<IssuedKey>),
     (status = "default", description = "Refused", body = Envelope<Detail>),

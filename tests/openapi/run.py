@@ -31,6 +31,7 @@ name = "app"
 path = "/{rest*}"
 upstream = "nobody"
 scopes = ["app"]
+meter = "llm"
 end_user = "header:X-End-User"
 """
 

@@ -75,13 +75,13 @@ pub(crate) async fn every_act_leaves_a_line(place: Place) {
             "plan.create"
         ]
     );
-    let line = &of_workspace[1];
+    let line = &of_workspace[2];
     assert_eq!((line.at, &line.target, line.workspace_id.as_ref()), (after(1), &id.to_string(), Some(&w)));
     assert_eq!((&*line.subject, &*line.role), ("eve", "platform"));
     assert_eq!((line.address, line.request_id.as_deref()), (by.address, Some("r-1")));
-    assert_eq!((&*of_platform[0].target, of_platform[0].workspace_id.as_ref()), ("node-1", None));
-    assert_eq!((&of_platform[0].changes, &*of_platform[0].subject), (&json!(changes), "eve"));
-    assert_eq!((&*of_platform[1].target, of_platform[1].workspace_id.as_ref()), ("q", None));
+    assert_eq!((&*of_platform[1].target, of_platform[1].workspace_id.as_ref()), ("node-1", None));
+    assert_eq!((&of_platform[1].changes, &*of_platform[1].subject), (&json!(changes), "eve"));
+    assert_eq!((&*of_platform[2].target, of_platform[2].workspace_id.as_ref()), ("q", None));
 }
 
 pub(crate) async fn an_update_says_from_what_to_what(place: Place) {

@@ -190,7 +190,7 @@ fn added_up<'r>(records: impl IntoIterator<Item = &'r UsageRecord>) -> UsageTota
         total.bytes_in += record.bytes_in;
         total.bytes_out += record.bytes_out;
         total.last_at = total.last_at.max(Some(record.at));
-        if !is_denied && record.outcome != Outcome::Interrupted {
+        if !matches!(record.outcome, Outcome::Denied | Outcome::Interrupted | Outcome::Decided) {
             (us, responses) = (us + record.response_time_us, responses + 1);
         }
     }
