@@ -332,11 +332,6 @@ fn stream_name(name: &str) -> String {
     format!("a stream of {EVENTS} events, {name}")
 }
 
-/// The figure of the instructions of a stream on the route of this name.
-pub(crate) fn stream_instructions(name: &str) -> String {
-    format!("{}: instructions", stream_name(name))
-}
-
 impl Measured {
     /// Adds instructions, allocations and allocated bytes.
     fn add(&mut self, name: &str, (figures, is_calm): ([u64; 3], bool)) {

@@ -31,8 +31,6 @@ static ALLOCATOR: counting::Counting = counting::Counting::new();
 
 /// By how much a figure of instructions may grow.
 const GROWTH: f64 = 0.05;
-/// How much more instructions a metered stream may take than one without a meter.
-const METERED: f64 = 1.15;
 /// The baseline file.
 const BASELINE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/cost/baseline.json");
 
@@ -104,15 +102,6 @@ fn report(measured: &Measured, baseline: Option<&Baseline>) -> ExitCode {
         writeln!(text, "{name:<48}{figure:>10}  {shown}{remark}").unwrap();
         if !is_disturbed && change.is_some_and(|change| change > GROWTH) {
             grown.push(name.as_str());
-        }
-    }
-    let [metered, plain] = ["metered", "plain"].map(gateway::stream_instructions);
-    if let (Some(with), Some(without)) = (measured.figures.get(&metered), measured.figures.get(&plain)) {
-        let ratio = *with as f64 / *without as f64;
-        writeln!(text, "{:<48}{ratio:>10.2}", "a metered stream, times one without a meter").unwrap();
-        let is_disturbed = [&metered, &plain].iter().any(|name| measured.disturbed.contains(*name));
-        if !is_disturbed && baseline.is_some() && ratio > METERED {
-            grown.push("a metered stream, times one without a meter");
         }
     }
     print!("{text}");
