@@ -122,8 +122,8 @@ impl VerifiedHold {
         model: Arc<str>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let held = held_tokens(hold.amounts());
-        Self { record, units: HeldUnits::new(key, hold, metrics), held, model }
+        let tokens = held_tokens(hold.amounts());
+        Self { record, units: HeldUnits::new(key, hold, metrics), held: tokens, model }
     }
 
     fn expire(self) {

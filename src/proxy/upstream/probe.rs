@@ -84,8 +84,8 @@ pub async fn try_servers(upstream: &Arc<Upstream>, within: Duration) -> Vec<Serv
     for member in upstream.all_members() {
         let (upstream, connector) = (Arc::clone(upstream), Arc::clone(&connector));
         tries.spawn(async move {
-            let tried = timeout(within, try_as_requests_do(&upstream, &member, &connector)).await;
-            let result = tried.unwrap_or_else(|_| Err(format!("no answer within {within:?}")));
+            let outcome = timeout(within, try_as_requests_do(&upstream, &member, &connector)).await;
+            let result = outcome.unwrap_or_else(|_| Err(format!("no answer within {within:?}")));
             ServerTrial { server: member.server.text.to_string(), result }
         });
     }
@@ -99,18 +99,13 @@ async fn try_as_requests_do(
     member: &ServerMember,
     connector: &Connector,
 ) -> Result<(), String> {
-    match upstream.settings.probe.as_ref().filter(|probe| probe.http.is_some()) {
-        Some(probe) => match try_once(upstream, member, probe, connector).await {
-            Ok(()) => Ok(()),
-            Err(ProbeFailure::Server(why) | ProbeFailure::Here(why)) => {
-                Err(format!("health check failed: {why}"))
-            }
-        },
-        None => {
-            let opened = connector.get_http_session(&*upstream.peer(&member.server)).await;
-            opened.map(drop).map_err(|error| cause_of(&error))
-        }
-    }
+    let Some(probe) = upstream.settings.probe.as_ref().filter(|probe| probe.http.is_some()) else {
+        let opened = connector.get_http_session(&*upstream.peer(&member.server)).await;
+        return opened.map(drop).map_err(|error| cause_of(&error));
+    };
+    try_once(upstream, member, probe, connector).await.map_err(|failure| match failure {
+        ProbeFailure::Server(why) | ProbeFailure::Here(why) => format!("health check failed: {why}"),
+    })
 }
 
 /// Probes every server of `upstream` periodically.
