@@ -66,6 +66,10 @@ impl AdminError {
             StoreError::Repeated(_) => Self::of(Fault::Conflict),
             StoreError::IdempotencyKeyReused => Self::of(Fault::IdempotencyKeyReused),
             StoreError::DuplicateName => Self::of(Fault::KeyDuplicateName),
+            StoreError::DuplicateExternalId => Self::conflict(
+                "The workspace already has a key of that external_id",
+                "该工作空间已有相同 external_id 的密钥",
+            ),
             StoreError::AlreadyExists(what) => {
                 Self::conflict(format!("There already is a {what} of that id"), "该标识已存在")
             }

@@ -160,6 +160,9 @@ async fn store_keys(
 fn field_error(error: StoreError) -> FieldError {
     let (field, message) = match error {
         StoreError::DuplicateName => ("name", "the resource already has a key of that name".to_owned()),
+        StoreError::DuplicateExternalId => {
+            ("external_id", "the workspace already has a key of that external_id".to_owned())
+        }
         StoreError::AlreadyExists(_) => ("id", "there already is a key of that id".to_owned()),
         StoreError::Invalid { field: "secret", .. } => ("api_key", "is the secret of another key".to_owned()),
         StoreError::Invalid { field, why } => (field, why),

@@ -11,6 +11,9 @@ pub enum StoreError {
     /// The resource has a live key with this name.
     #[error("the resource already has a key of that name")]
     DuplicateName,
+    /// The workspace has a live key with this id of another system.
+    #[error("the workspace already has a key of that external_id")]
+    DuplicateExternalId,
     /// The same request has made this key already.
     #[error("the same request has made key {0} already")]
     Repeated(KeyId),

@@ -452,9 +452,7 @@ pub(crate) async fn an_external_id_belongs_to_one_live_key_of_a_workspace(place:
     place.create_key(with(&other, "a", "x"), &someone(), T0).await.unwrap();
     place.create_key(new_key(&w, "none"), &someone(), T0).await.unwrap();
     place.create_key(new_key(&w, "none too"), &someone(), T0).await.unwrap();
-    let taken = |error: StoreError| {
-        assert!(matches!(error, StoreError::Invalid { field: "external_id", .. }), "{error}")
-    };
+    let taken = |error: StoreError| assert!(matches!(error, StoreError::DuplicateExternalId), "{error}");
     taken(place.create_key(with(&w, "b", "x"), &someone(), T0).await.unwrap_err());
     let second = place.create_key(with(&w, "b", "y"), &someone(), T0).await.unwrap().value;
     let patch = |id: Option<&str>| KeyPatch { external_id: Some(id.map(Into::into)), ..KeyPatch::default() };

@@ -82,7 +82,7 @@ fn of_server(said: &DbError) -> StoreError {
 fn of_constraint(name: &str) -> StoreError {
     match name {
         "keys_live_name" => StoreError::DuplicateName,
-        "keys_live_external_id" => rules::external_id_taken(),
+        "keys_live_external_id" => StoreError::DuplicateExternalId,
         "keys_pkey" => StoreError::AlreadyExists("key"),
         "keys_digest" | "keys_old_digest" => rules::secret_taken(),
         _ => StoreError::Corrupt("constraint violated".into()),

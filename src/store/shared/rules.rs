@@ -167,14 +167,6 @@ pub(in crate::store) fn patched_key(
     Ok(after)
 }
 
-/// Another key has this id of another system.
-pub(in crate::store) fn external_id_taken() -> StoreError {
-    StoreError::Invalid {
-        field: "external_id",
-        why: "must not be that of another key of the workspace".into(),
-    }
-}
-
 /// Whether a key with this rate may be created under `plan`.
 pub(in crate::store) fn check_rate(asked: u32, plan: &Plan) -> Result<(), StoreError> {
     let limit = plan.api_ops_rate_limit;

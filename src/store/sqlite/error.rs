@@ -55,7 +55,7 @@ fn constraint(extended_code: i32, text: &str) -> StoreError {
     let columns = text.rsplit(": ").next().unwrap_or_default();
     match columns {
         "keys.workspace_id, keys.resource_id, keys.name" => StoreError::DuplicateName,
-        "keys.workspace_id, keys.external_id" => rules::external_id_taken(),
+        "keys.workspace_id, keys.external_id" => StoreError::DuplicateExternalId,
         "keys.id" => StoreError::AlreadyExists("key"),
         "keys.digest" | "keys.old_digest" => rules::secret_taken(),
         _ => StoreError::Corrupt(format!("constraint violated (SQLite code {extended_code})")),
