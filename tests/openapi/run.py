@@ -30,7 +30,7 @@ servers = ["127.0.0.1:9"]
 name = "app"
 path = "/{rest*}"
 upstream = "nobody"
-scopes = ["app"]
+resource = "any"
 meter = "llm"
 end_user = "header:X-End-User"
 """
