@@ -4,7 +4,7 @@
 //!
 //! *Invariant:* a number that is not above the new maximum stays as it is.
 
-use super::json::whole;
+use super::decimal::whole;
 use super::rewrite::{BodyEdits, Members, offset};
 
 /// Where an object says how many output tokens an answer may have at most.

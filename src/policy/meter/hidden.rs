@@ -208,10 +208,10 @@ impl JsonSink for Shape<'_> {
         Place::Data
     }
 
-    fn field(&self, object: Place, key: &str) -> Place {
+    fn field(&self, object: Place, key: &[u8]) -> Place {
         match (object, key) {
-            (Place::Data, "choices") => Place::Choices,
-            (Place::Data, "usage") => Place::Usage,
+            (Place::Data, b"choices") => Place::Choices,
+            (Place::Data, b"usage") => Place::Usage,
             _ => Place::Nowhere,
         }
     }

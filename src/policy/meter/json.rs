@@ -19,8 +19,8 @@ pub(super) trait JsonSink {
 
     /// Where the document itself stands.
     fn root(&self) -> Self::Place;
-    /// The place of the field `key` of an object.
-    fn field(&self, object: Self::Place, key: &str) -> Self::Place;
+    /// The place of the field `key` of an object. A key that is no text matches nothing.
+    fn field(&self, object: Self::Place, key: &[u8]) -> Self::Place;
     /// The place of an element of an array.
     fn element(&self, array: Self::Place, index: u64) -> Self::Place;
     /// What is wanted of a string at this place.
@@ -67,7 +67,13 @@ pub(super) struct JsonScanner<P> {
     stack: Vec<Container<P>>,
     /// Where the value stands that is read now or comes next.
     place: P,
-    /// The key, number or text that is captured.
+    /// What is wanted of the key or string that is cut or has escapes.
+    want: Want,
+    /// Its next byte is escaped.
+    is_escaped: bool,
+    /// What is left of the literal that is cut, and what it is.
+    literal: (&'static [u8], Option<bool>),
+    /// The key, number or text that is cut into pieces or has escapes, as far as it has come.
     capture: Vec<u8>,
     /// It has become too long.
     overflow: bool,
@@ -100,12 +106,14 @@ enum State {
     Colon,
     /// A comma, or the end of the container.
     Comma,
+    /// More of a key.
+    KeyText,
     /// More of a string.
-    Text { is_key: bool, want: Want, escaped: bool },
+    Text,
     /// More of a number.
     Number,
-    /// More of `true`, `false` or `null`: what is left of it, and what it is.
-    Literal(&'static [u8], Option<bool>),
+    /// More of a literal.
+    Literal,
 }
 
 // === impl JsonScanner ===
@@ -117,6 +125,9 @@ impl<P: Copy + PartialEq + Default> JsonScanner<P> {
             state: State::Value,
             stack: Vec::new(),
             place: P::default(),
+            want: Want::Nothing,
+            is_escaped: false,
+            literal: (b"", None),
             capture: Vec::new(),
             overflow: false,
             escapes: false,
@@ -135,9 +146,9 @@ impl<P: Copy + PartialEq + Default> JsonScanner<P> {
     /// The input has ended. Returns whether whole documents have been read, at least one, and nothing of another.
     pub(super) fn finish<S: JsonSink<Place = P>>(&mut self, sink: &mut S) -> bool {
         match self.state {
-            State::Number if self.stack.is_empty() => self.end_number(sink),
+            State::Number if self.stack.is_empty() => self.end_captured_number(sink),
             // What has come of a text has come.
-            State::Text { is_key: false, want: Want::Length, .. } => {
+            State::Text if self.want == Want::Length => {
                 sink.length(self.place, u64::try_from(self.length).unwrap_or(0));
             }
             _ => {}
@@ -145,87 +156,93 @@ impl<P: Copy + PartialEq + Default> JsonScanner<P> {
         self.documents > 0 && self.stack.is_empty() && self.state == State::Value
     }
 
-    /// Reads the next piece.
+    /// Reads the next piece. What lies whole in it is read where it lies; only what is cut, or has escapes, is copied.
     pub(super) fn push<S: JsonSink<Place = P>>(&mut self, piece: &[u8], sink: &mut S) -> Result<(), BadJson> {
         let mut rest = piece;
         while let Some((&byte, behind)) = rest.split_first() {
-            match self.state {
-                State::Text { is_key, want, escaped } => {
-                    rest = self.text(rest, is_key, want, escaped, sink);
-                    continue;
-                }
-                State::Number if matches!(byte, b'0'..=b'9' | b'.' | b'e' | b'E' | b'+' | b'-') => {
-                    self.keep(&[byte]);
-                }
-                // What follows a number belongs to what is around it.
-                State::Number => {
-                    self.end_number(sink);
-                    continue;
-                }
-                State::Literal(left, value) => match left {
-                    [only] if *only == byte => self.end_literal(value, sink),
-                    [first, more @ ..] if *first == byte => self.state = State::Literal(more, value),
-                    _ => return Err(BadJson),
-                },
-                _ if matches!(byte, b' ' | b'\t' | b'\r' | b'\n') => {}
+            rest = match self.state {
+                State::KeyText | State::Text => self.text(rest, sink),
+                State::Number => self.number(rest, sink),
+                State::Literal => self.literal(rest, self.literal.0, self.literal.1, sink)?,
+                _ if matches!(byte, b' ' | b'\t' | b'\r' | b'\n') => behind,
                 // A byte order mark.
-                State::Value if self.stack.is_empty() && matches!(byte, 0xef | 0xbb | 0xbf) => {}
-                State::FirstElement if byte == b']' => self.end_container(false, sink)?,
-                State::Value | State::FirstElement => self.value(byte, sink)?,
-                State::FirstKey if byte == b'}' => self.end_container(true, sink)?,
-                State::FirstKey | State::Key if byte == b'"' => {
-                    let parent = self.stack.last().map_or_else(P::default, |object| object.place);
-                    let want = if parent == P::default() { Want::Nothing } else { Want::Text };
-                    self.begin_text(true, want);
+                State::Value if self.stack.is_empty() && matches!(byte, 0xef | 0xbb | 0xbf) => behind,
+                State::Value => self.value(rest, sink)?,
+                State::FirstElement if byte != b']' => self.value(rest, sink)?,
+                State::FirstKey | State::Key if byte == b'"' => self.begin_text(behind, true, sink),
+                State::Colon if byte == b':' => {
+                    self.state = State::Value;
+                    behind
                 }
-                State::Colon if byte == b':' => self.state = State::Value,
-                State::FirstKey | State::Key | State::Colon => return Err(BadJson),
-                State::Comma => match byte {
-                    b',' => self.next_in_container(sink)?,
-                    b'}' => self.end_container(true, sink)?,
-                    b']' => self.end_container(false, sink)?,
-                    _ => return Err(BadJson),
-                },
-            }
-            rest = behind;
+                State::Comma if byte == b',' => {
+                    self.next_in_container(sink)?;
+                    behind
+                }
+                State::Comma | State::FirstKey if byte == b'}' => {
+                    self.end_container(true, sink)?;
+                    behind
+                }
+                State::Comma | State::FirstElement if byte == b']' => {
+                    self.end_container(false, sink)?;
+                    behind
+                }
+                _ => return Err(BadJson),
+            };
         }
         Ok(())
     }
 
-    /// A value begins.
-    fn value<S: JsonSink<Place = P>>(&mut self, byte: u8, sink: &mut S) -> Result<(), BadJson> {
+    /// A value begins. This and the functions below return what follows the bytes that they have read.
+    #[inline(always)]
+    #[expect(
+        clippy::inline_always,
+        reason = "a sixth of what the meter takes, and left alone by the compiler"
+    )]
+    fn value<'b, S: JsonSink<Place = P>>(
+        &mut self,
+        bytes: &'b [u8],
+        sink: &mut S,
+    ) -> Result<&'b [u8], BadJson> {
         if self.stack.is_empty() {
             self.place = sink.root();
         }
-        match byte {
-            b'{' | b'[' => {
-                if self.stack.len() == DEPTH_MAX {
-                    return Err(BadJson);
-                }
-                let (place, is_object) = (self.place, byte == b'{');
-                self.stack.push(Container { place, is_object, count: 0 });
-                if is_object {
-                    sink.begin_object(place);
-                    self.state = State::FirstKey;
-                } else {
-                    sink.begin_array(place);
-                    self.place = element(place, 0, sink);
-                    self.state = State::FirstElement;
-                }
-            }
-            b'"' => {
-                let is_wanted = self.place != P::default();
-                self.begin_text(false, if is_wanted { sink.wants(self.place) } else { Want::Nothing });
-            }
+        let behind = &bytes[1..];
+        let (literal, value): (&'static [u8], _) = match bytes[0] {
+            b'"' => return Ok(self.begin_text(behind, false, sink)),
             b'-' | b'0'..=b'9' => {
                 self.begin_capture();
-                self.keep(&[byte]);
                 self.state = State::Number;
+                return Ok(self.number(bytes, sink));
             }
-            b't' => self.state = State::Literal(b"rue", Some(true)),
-            b'f' => self.state = State::Literal(b"alse", Some(false)),
-            b'n' => self.state = State::Literal(b"ull", None),
+            b'{' | b'[' => {
+                self.begin_container(bytes[0] == b'{', sink)?;
+                return Ok(behind);
+            }
+            b't' => (b"true", Some(true)),
+            b'f' => (b"false", Some(false)),
+            b'n' => (b"null", None),
             _ => return Err(BadJson),
+        };
+        self.literal(bytes, literal, value, sink)
+    }
+
+    fn begin_container<S: JsonSink<Place = P>>(
+        &mut self,
+        is_object: bool,
+        sink: &mut S,
+    ) -> Result<(), BadJson> {
+        if self.stack.len() == DEPTH_MAX {
+            return Err(BadJson);
+        }
+        let place = self.place;
+        self.stack.push(Container { place, is_object, count: 0 });
+        if is_object {
+            sink.begin_object(place);
+            self.state = State::FirstKey;
+        } else {
+            sink.begin_array(place);
+            self.place = element(place, 0, sink);
+            self.state = State::FirstElement;
         }
         Ok(())
     }
@@ -265,105 +282,169 @@ impl<P: Copy + PartialEq + Default> JsonScanner<P> {
         }
     }
 
-    fn end_literal<S: JsonSink<Place = P>>(&mut self, value: Option<bool>, sink: &mut S) {
-        if self.place != P::default() {
-            sink.literal(self.place, value);
+    /// Reads on in a literal of which `left` is still to come.
+    fn literal<'b, S: JsonSink<Place = P>>(
+        &mut self,
+        bytes: &'b [u8],
+        left: &'static [u8],
+        value: Option<bool>,
+        sink: &mut S,
+    ) -> Result<&'b [u8], BadJson> {
+        if let Some(behind) = bytes.strip_prefix(left) {
+            if self.place != P::default() {
+                sink.literal(self.place, value);
+            }
+            self.end_value();
+            return Ok(behind);
+        }
+        let left = left.strip_prefix(bytes).ok_or(BadJson)?;
+        (self.state, self.literal) = (State::Literal, (left, value));
+        Ok(&[])
+    }
+
+    /// Reads on in a number.
+    fn number<'b, S: JsonSink<Place = P>>(&mut self, bytes: &'b [u8], sink: &mut S) -> &'b [u8] {
+        let is_part = |byte: &u8| matches!(byte, b'0'..=b'9' | b'.' | b'e' | b'E' | b'+' | b'-');
+        let end = bytes.iter().position(|byte| !is_part(byte));
+        let (digits, behind) = bytes.split_at(end.unwrap_or(bytes.len()));
+        let is_wanted = self.place != P::default();
+        let is_cut = !self.capture.is_empty() || self.overflow;
+        if end.is_some() && !is_cut {
+            if is_wanted && digits.len() <= CAPTURE_MAX {
+                pass_number(self.place, digits, sink);
+            }
+            self.end_value();
+        } else {
+            self.keep(digits);
+            if end.is_some() {
+                self.end_captured_number(sink);
+            }
+        }
+        behind
+    }
+
+    fn end_captured_number<S: JsonSink<Place = P>>(&mut self, sink: &mut S) {
+        if self.place != P::default() && !self.overflow {
+            pass_number(self.place, &self.capture, sink);
         }
         self.end_value();
     }
 
-    fn end_number<S: JsonSink<Place = P>>(&mut self, sink: &mut S) {
-        if self.place != P::default()
-            && !self.overflow
-            && let Ok(text) = std::str::from_utf8(&self.capture)
-        {
-            sink.number(self.place, text);
-        }
-        self.end_value();
-    }
-
-    fn begin_text(&mut self, is_key: bool, want: Want) {
-        self.begin_capture();
-        self.length = 0;
-        self.state = State::Text { is_key, want, escaped: false };
-    }
-
-    /// Reads on in a string; returns what follows the bytes that were read.
-    fn text<'b, S: JsonSink<Place = P>>(
+    /// A string begins; the bytes are those after its quotation mark.
+    #[inline(always)]
+    #[expect(
+        clippy::inline_always,
+        reason = "a sixth of what the meter takes, and left alone by the compiler"
+    )]
+    fn begin_text<'b, S: JsonSink<Place = P>>(
         &mut self,
         bytes: &'b [u8],
         is_key: bool,
-        want: Want,
-        escaped: bool,
         sink: &mut S,
     ) -> &'b [u8] {
-        let keeps = want == Want::Text;
-        if escaped {
+        let place = if is_key { self.place_of_container() } else { self.place };
+        let want = match (place == P::default(), is_key) {
+            (true, _) => Want::Nothing,
+            (false, true) => Want::Text,
+            (false, false) => sink.wants(place),
+        };
+        let end = end_of_plain(bytes);
+        if let Some((text, [b'"', behind @ ..])) = end.and_then(|end| bytes.split_at_checked(end)) {
+            if is_key {
+                self.end_key((want == Want::Text && text.len() <= CAPTURE_MAX).then_some(text), sink);
+                // The colon mostly follows at once.
+                let Some(value) = behind.strip_prefix(b":") else { return behind };
+                self.state = State::Value;
+                return value;
+            }
+            match want {
+                Want::Nothing => {}
+                Want::Text if text.len() <= CAPTURE_MAX => pass_text(place, text, sink),
+                Want::Text => {}
+                Want::Pieces => sink.piece(place, text),
+                Want::Length => sink.length(place, text.len() as u64),
+            }
+            self.end_value();
+            return behind;
+        }
+        self.begin_capture();
+        (self.length, self.want, self.is_escaped) = (0, want, false);
+        self.state = if is_key { State::KeyText } else { State::Text };
+        bytes
+    }
+
+    /// Reads on in a key or string that is cut into pieces or has escapes.
+    fn text<'b, S: JsonSink<Place = P>>(&mut self, bytes: &'b [u8], sink: &mut S) -> &'b [u8] {
+        let keeps = self.want == Want::Text;
+        if std::mem::take(&mut self.is_escaped) {
             let (first, rest) = bytes.split_at(1);
             // The four digits of `\u` are counted as they come: that makes two bytes of it.
             self.length = self.length.saturating_add(if first == b"u" { -2 } else { 1 });
             if keeps {
                 self.keep(first);
             }
-            if want == Want::Pieces && first == b"/" {
+            if self.want == Want::Pieces && first == b"/" {
                 sink.piece(self.place, first);
             }
-            self.state = State::Text { is_key, want, escaped: false };
             return rest;
         }
-        let end = memchr2(b'"', b'\\', bytes);
+        let end = end_of_plain(bytes);
         let plain = &bytes[..end.unwrap_or(bytes.len())];
         self.length = self.length.saturating_add(i64::try_from(plain.len()).unwrap_or(i64::MAX));
-        match want {
+        match self.want {
             Want::Text => self.keep(plain),
             Want::Pieces => sink.piece(self.place, plain),
             Want::Nothing | Want::Length => {}
         }
         let Some(end) = end else { return &[] };
         if bytes[end] == b'"' {
-            self.end_text(is_key, want, sink);
+            self.end_captured_text(sink);
         } else {
-            self.escapes = true;
+            (self.escapes, self.is_escaped) = (true, true);
             if keeps {
                 self.keep(b"\\");
             }
-            self.state = State::Text { is_key, want, escaped: true };
         }
         &bytes[end + 1..]
     }
 
-    fn end_text<S: JsonSink<Place = P>>(&mut self, is_key: bool, want: Want, sink: &mut S) {
-        if is_key {
-            let parent = self.stack.last().map_or_else(P::default, |object| object.place);
-            self.place = match want {
-                Want::Text => self.captured(|key| sink.field(parent, key)).unwrap_or_default(),
-                _ => P::default(),
-            };
-            self.state = State::Colon;
-            return;
-        }
-        let place = self.place;
-        match want {
-            Want::Nothing | Want::Pieces => {}
-            Want::Text => {
-                self.captured(|text| sink.text(place, text));
+    fn end_captured_text<S: JsonSink<Place = P>>(&mut self, sink: &mut S) {
+        let is_captured = self.want == Want::Text && !self.overflow && self.decode_capture();
+        let capture = std::mem::take(&mut self.capture);
+        if self.state == State::KeyText {
+            self.end_key(is_captured.then_some(&capture), sink);
+        } else {
+            if is_captured {
+                pass_text(self.place, &capture, sink);
+            } else if self.want == Want::Length {
+                sink.length(self.place, u64::try_from(self.length).unwrap_or(0));
             }
-            Want::Length => sink.length(place, u64::try_from(self.length).unwrap_or(0)),
+            self.end_value();
         }
-        self.end_value();
+        self.capture = capture;
     }
 
-    /// Passes on the captured string, decoded. None if it is too long or not a string.
-    fn captured<R>(&mut self, pass_on: impl FnOnce(&str) -> R) -> Option<R> {
-        if self.overflow {
-            return None;
+    /// A key has ended; none if nobody wants it, or it is too long or not a string.
+    fn end_key<S: JsonSink<Place = P>>(&mut self, key: Option<&[u8]>, sink: &S) {
+        let object = self.place_of_container();
+        self.place = key.map_or_else(P::default, |key| sink.field(object, key));
+        self.state = State::Colon;
+    }
+
+    fn place_of_container(&self) -> P {
+        self.stack.last().map_or_else(P::default, |container| container.place)
+    }
+
+    /// Replaces the escapes of the captured string. Returns false if it is not a string.
+    fn decode_capture(&mut self) -> bool {
+        if self.escapes {
+            self.capture.insert(0, b'"');
+            self.capture.push(b'"');
+            let Ok(text) = serde_json::from_slice::<String>(&self.capture) else { return false };
+            self.capture.clear();
+            self.capture.extend_from_slice(text.as_bytes());
         }
-        if !self.escapes {
-            return std::str::from_utf8(&self.capture).ok().map(pass_on);
-        }
-        self.capture.insert(0, b'"');
-        self.capture.push(b'"');
-        serde_json::from_slice::<String>(&self.capture).ok().map(|text| pass_on(&text))
+        true
     }
 
     fn begin_capture(&mut self) {
@@ -379,6 +460,39 @@ impl<P: Copy + PartialEq + Default> JsonScanner<P> {
     }
 }
 
+/// Where the string ends, or its next escape begins. Most strings are shorter than what a call of [`memchr2`] costs.
+fn end_of_plain(bytes: &[u8]) -> Option<usize> {
+    /// Words that are looked at first.
+    const WORDS: usize = 4;
+    const ONES: u64 = u64::MAX / 255;
+    const SIZE: usize = size_of::<u64>();
+    // The lowest byte that is zero has its highest bit set, and none below it has.
+    let zeros = |word: u64| word.wrapping_sub(ONES) & !word & (ONES << 7);
+    let (words, _) = bytes.as_chunks::<SIZE>();
+    for (at, word) in words.iter().take(WORDS).enumerate() {
+        let word = u64::from_le_bytes(*word);
+        let hits = zeros(word ^ (ONES * u64::from(b'"'))) | zeros(word ^ (ONES * u64::from(b'\\')));
+        if hits != 0 {
+            return Some(at * SIZE + hits.trailing_zeros() as usize / 8);
+        }
+    }
+    let start = words.len().min(WORDS) * SIZE;
+    let rest = bytes.get(start..)?;
+    memchr2(b'"', b'\\', rest).map(|end| start + end)
+}
+
+fn pass_number<S: JsonSink>(place: S::Place, digits: &[u8], sink: &mut S) {
+    if let Ok(text) = std::str::from_utf8(digits) {
+        sink.number(place, text);
+    }
+}
+
+fn pass_text<S: JsonSink>(place: S::Place, text: &[u8], sink: &mut S) {
+    if let Ok(text) = std::str::from_utf8(text) {
+        sink.text(place, text);
+    }
+}
+
 impl<P: Copy + PartialEq + Default> Default for JsonScanner<P> {
     fn default() -> Self {
         Self::new()
@@ -389,151 +503,5 @@ fn element<S: JsonSink>(array: S::Place, index: u64, sink: &S) -> S::Place {
     if array == S::Place::default() { array } else { sink.element(array, index) }
 }
 
-/// The decimal number `text` times ten to the power of `scale`, rounded to a whole number. None if it is negative, no number,
-/// or more than a count that every store and every client keeps exactly.
-pub(super) fn whole(text: &str, scale: i32) -> Option<u64> {
-    const EXACT_MAX: u128 = 1 << 53;
-    let (mantissa, exponent) = match text.split_once(['e', 'E']) {
-        Some((mantissa, exponent)) => (mantissa, exponent.parse::<i32>().ok()?),
-        None => (text, 0),
-    };
-    let (before, after) = mantissa.split_once('.').unwrap_or((mantissa, ""));
-    let (before, negative) = before.strip_prefix('-').map_or((before, false), |before| (before, true));
-    if before.is_empty() {
-        return None;
-    }
-    let mut digits: u128 = 0;
-    let mut power = exponent.checked_add(scale)?;
-    for digit in before.bytes() {
-        let digit = char::from(digit).to_digit(10)?;
-        digits = digits.checked_mul(10)?.checked_add(digit.into())?;
-    }
-    for digit in after.bytes() {
-        let digit = char::from(digit).to_digit(10)?;
-        // Digits behind these change nothing that is kept.
-        if digits < u128::MAX / 100 {
-            digits = digits * 10 + u128::from(digit);
-            power = power.checked_sub(1)?;
-        }
-    }
-    let value = if digits == 0 {
-        0
-    } else if power >= 0 {
-        digits.checked_mul(10_u128.checked_pow(power.unsigned_abs())?)?
-    } else {
-        // Too small to round to anything but nothing if the power is out of reach.
-        10_u128
-            .checked_pow(power.unsigned_abs())
-            .map_or(0, |by| digits / by + u128::from(digits % by >= by / 2))
-    };
-    let value = u64::try_from(value).ok().filter(|value| u128::from(*value) <= EXACT_MAX)?;
-    (value == 0 || !negative).then_some(value)
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Accepts everything and keeps nothing.
-    struct Nothing;
-
-    impl JsonSink for Nothing {
-        type Place = u8;
-
-        fn root(&self) -> u8 {
-            1
-        }
-
-        fn field(&self, _: u8, _: &str) -> u8 {
-            1
-        }
-
-        fn element(&self, _: u8, _: u64) -> u8 {
-            1
-        }
-
-        fn wants(&self, _: u8) -> Want {
-            Want::Text
-        }
-
-        fn number(&mut self, _: u8, _: &str) {}
-
-        fn text(&mut self, _: u8, _: &str) {}
-
-        fn length(&mut self, _: u8, _: u64) {}
-
-        fn begin_object(&mut self, _: u8) {}
-
-        fn end_object(&mut self, _: u8) {}
-    }
-
-    #[test]
-    fn documents_are_told_from_what_is_none() {
-        for (text, is_whole) in [
-            (" {\"a\":[1,-2.5e3,true,false,null,\"x\\\"\"],\"b\":{}} ", true),
-            ("[]", true),
-            ("7", true),
-            ("{}\n{}\n", true),
-            ("", false),
-            ("{\"a\":1", false),
-            ("[1,", false),
-            ("\"x", false),
-            ("{\"a\" 1}", false),
-            ("{a:1}", false),
-            ("[1 2]", false),
-            ("[1}", false),
-            ("{\"a\":1,}", false),
-            ("[tru]", false),
-            ("[,]", false),
-            ("]", false),
-            ("{} x", false),
-        ] {
-            let mut scanner = JsonScanner::new();
-            let is_read = text.as_bytes().chunks(1).all(|byte| scanner.push(byte, &mut Nothing).is_ok());
-            assert_eq!(is_read && scanner.finish(&mut Nothing), is_whole, "{text}");
-        }
-    }
-
-    #[test]
-    fn memory_is_bounded_whatever_comes() {
-        let mut scanner = JsonScanner::new();
-        assert_eq!(scanner.push(&[b'['; DEPTH_MAX], &mut Nothing), Ok(()));
-        assert_eq!(scanner.push(b"[", &mut Nothing), Err(BadJson));
-        scanner.reset();
-        for piece in
-            [b"{\"".as_slice(), &[b'k'; 100_000], b"\":\"", &[b'v'; 100_000], b"\",\"n\":", &[b'1'; 100_000]]
-        {
-            assert_eq!(scanner.push(piece, &mut Nothing), Ok(()));
-        }
-        assert!(scanner.capture.capacity() <= 2 * CAPTURE_MAX && scanner.stack.capacity() <= 2 * DEPTH_MAX);
-    }
-
-    #[test]
-    fn decimal_numbers_become_whole_ones() {
-        for (text, scale, value) in [
-            ("0", 0, Some(0)),
-            ("12", 0, Some(12)),
-            ("12.0", 0, Some(12)),
-            ("1.2e1", 0, Some(12)),
-            ("2.5", 0, Some(3)),
-            ("2.4", 0, Some(2)),
-            ("0.00095", 9, Some(950_000)),
-            ("1.5e-8", 9, Some(15)),
-            ("0.123456789123456789123456789123456789123456789", 9, Some(123_456_789)),
-            ("1e-400", 9, Some(0)),
-            ("0e99", 9, Some(0)),
-            ("9007199254740992", 0, Some(1 << 53)),
-            ("9007199254740993", 0, None),
-            ("1e99", 0, None),
-            ("1e99999999999", 0, None),
-            ("-0", 0, Some(0)),
-            ("-1", 0, None),
-            ("", 0, None),
-            (".5", 0, None),
-            ("1e", 0, None),
-            ("1-2", 0, None),
-        ] {
-            assert_eq!(whole(text, scale), value, "{text}");
-        }
-    }
-}
+mod tests;

@@ -9,6 +9,7 @@
 
 mod body;
 mod clamp;
+mod decimal;
 mod decode;
 mod events;
 mod frames;
@@ -247,7 +248,7 @@ impl Meter {
         };
         if let MeterSource::Header(name) = &rule.source {
             let value = fields.first(name).and_then(|value| std::str::from_utf8(value).ok());
-            let value = value.and_then(|text| json::whole(text.trim(), 0));
+            let value = value.and_then(|text| decimal::whole(text.trim(), 0));
             if status.is_success() || value.is_some() {
                 meter.reader = Reader::Header(value);
             }

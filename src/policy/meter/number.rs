@@ -1,7 +1,8 @@
 //! One number at a fixed place of a JSON answer.
 
 use super::body::UsageSink;
-use super::json::{JsonSink, Want, whole};
+use super::decimal::whole;
+use super::json::{JsonSink, Want};
 use std::fmt;
 use std::sync::Arc;
 
@@ -64,9 +65,11 @@ impl JsonSink for NumberAt {
         1
     }
 
-    fn field(&self, object: usize, key: &str) -> usize {
-        let is_next =
-            object.checked_sub(1).and_then(|at| self.pointer.0.get(at)).is_some_and(|step| **step == *key);
+    fn field(&self, object: usize, key: &[u8]) -> usize {
+        let is_next = object
+            .checked_sub(1)
+            .and_then(|at| self.pointer.0.get(at))
+            .is_some_and(|step| step.as_bytes() == key);
         if is_next { object + 1 } else { 0 }
     }
 

@@ -1,6 +1,7 @@
 //! What a request says about itself that its meter wants to know.
 
-use super::json::{JsonScanner, JsonSink, Want, whole};
+use super::decimal::whole;
+use super::json::{JsonScanner, JsonSink, Want};
 use crate::policy::http::path::decode_segment;
 
 /// Reads a JSON body as it passes, in memory that does not grow with it: until the model has come, or all of it.
@@ -104,20 +105,20 @@ impl JsonSink for FoundFacts {
         Place::Request
     }
 
-    fn field(&self, object: Place, key: &str) -> Place {
+    fn field(&self, object: Place, key: &[u8]) -> Place {
         match (object, key) {
-            (Place::Request, "model") => Place::Model,
-            (Place::Request, "stream") => Place::Stream,
-            (Place::Request, "stream_options") => Place::StreamOptions,
-            (Place::Request, "generationConfig" | "generation_config") => Place::GenerationConfig,
-            (Place::Request, "inferenceConfig") => Place::InferenceConfig,
-            (Place::Request, "max_tokens" | "max_completion_tokens" | "max_output_tokens")
-            | (Place::GenerationConfig, "maxOutputTokens" | "max_output_tokens")
-            | (Place::InferenceConfig, "maxTokens") => Place::MaxOutput,
+            (Place::Request, b"model") => Place::Model,
+            (Place::Request, b"stream") => Place::Stream,
+            (Place::Request, b"stream_options") => Place::StreamOptions,
+            (Place::Request, b"generationConfig" | b"generation_config") => Place::GenerationConfig,
+            (Place::Request, b"inferenceConfig") => Place::InferenceConfig,
+            (Place::Request, b"max_tokens" | b"max_completion_tokens" | b"max_output_tokens")
+            | (Place::GenerationConfig, b"maxOutputTokens" | b"max_output_tokens")
+            | (Place::InferenceConfig, b"maxTokens") => Place::MaxOutput,
             // Of the best of several, all are counted.
-            (Place::Request, "n" | "best_of")
-            | (Place::GenerationConfig, "candidateCount" | "candidate_count") => Place::Choices,
-            (Place::StreamOptions, "include_usage") => Place::IncludeUsage,
+            (Place::Request, b"n" | b"best_of")
+            | (Place::GenerationConfig, b"candidateCount" | b"candidate_count") => Place::Choices,
+            (Place::StreamOptions, b"include_usage") => Place::IncludeUsage,
             _ => Place::Nowhere,
         }
     }

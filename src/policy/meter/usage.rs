@@ -3,8 +3,9 @@
 //! Must not know: how an answer arrives. Lists are transparent: an element stands where its list stands.
 
 use super::body::UsageSink;
+use super::decimal::whole;
 use super::inner::InnerDocument;
-use super::json::{JsonSink, Want, whole};
+use super::json::{JsonSink, Want};
 use crate::model::tokens::TokenCounts;
 
 /// Numbers as a provider spells them. A number that is not there is not zero.
@@ -124,8 +125,8 @@ pub(super) struct Number(Count);
 /// Reads what an answer says about its use.
 #[derive(Debug, Default)]
 pub(super) struct LlmUsage {
-    /// What the event in progress says; it counts when the event is whole.
-    event: Reported,
+    /// What the event in progress says; it counts when the event is whole. Most events say nothing.
+    event: Option<Reported>,
     /// What the object in progress says.
     object: Reported,
     /// Tokens of the modality in progress, and whether it is audio.
@@ -163,140 +164,140 @@ const fn number(count: Count) -> Place {
 // === impl Place ===
 
 impl Place {
-    fn field(self, key: &str) -> Self {
+    fn field(self, key: &[u8]) -> Self {
         match self {
             Self::Answer => Self::of_answer(key),
             Self::Response => match key {
-                "usage" | "usageMetadata" | "model" | "modelVersion" | "id" | "responseId" | "error"
-                | "candidates" => Self::of_answer(key),
+                b"usage" | b"usageMetadata" | b"model" | b"modelVersion" | b"id" | b"responseId"
+                | b"error" | b"candidates" => Self::of_answer(key),
                 _ => Self::Nowhere,
             },
             Self::Started => match key {
-                "usage" => Self::StartUsage,
-                "model" => Self::Model,
-                "id" => Self::Id,
+                b"usage" => Self::StartUsage,
+                b"model" => Self::Model,
+                b"id" => Self::Id,
                 _ => Self::Nowhere,
             },
-            Self::StartUsage if key == "output_tokens" => number(Count::FirstOutput),
+            Self::StartUsage if key == b"output_tokens" => number(Count::FirstOutput),
             Self::Usage | Self::StartUsage => Self::of_usage(key),
             Self::Gemini => Self::of_gemini(key),
             Self::InputDetails => match key {
-                "cached_tokens" => number(Count::Cached),
-                "cache_write_tokens"
-                | "cache_creation_tokens"
-                | "cached_creation_tokens"
-                | "cache_creation_input_tokens" => number(Count::Written),
-                "audio_tokens" => number(Count::AudioIn),
+                b"cached_tokens" => number(Count::Cached),
+                b"cache_write_tokens"
+                | b"cache_creation_tokens"
+                | b"cached_creation_tokens"
+                | b"cache_creation_input_tokens" => number(Count::Written),
+                b"audio_tokens" => number(Count::AudioIn),
                 _ => Self::Nowhere,
             },
             Self::OutputDetails => match key {
-                "reasoning_tokens" => number(Count::Reasoning),
-                "audio_tokens" => number(Count::AudioOut),
+                b"reasoning_tokens" => number(Count::Reasoning),
+                b"audio_tokens" => number(Count::AudioOut),
                 _ => Self::Nowhere,
             },
             Self::CacheCreation => match key {
-                "ephemeral_5m_input_tokens" => number(Count::CacheWrite5m),
-                "ephemeral_1h_input_tokens" => number(Count::CacheWrite1h),
+                b"ephemeral_5m_input_tokens" => number(Count::CacheWrite5m),
+                b"ephemeral_1h_input_tokens" => number(Count::CacheWrite1h),
                 _ => Self::Nowhere,
             },
             Self::Modalities => match key {
-                "modality" => Self::Modality,
-                "tokenCount" => Self::ModalityTokens,
+                b"modality" => Self::Modality,
+                b"tokenCount" => Self::ModalityTokens,
                 _ => Self::Nowhere,
             },
             // Perplexity reports the parts of its cost too.
-            Self::Cost if key == "total_cost" => Self::Cost,
+            Self::Cost if key == b"total_cost" => Self::Cost,
             Self::Choices => match key {
-                "delta" | "message" => Self::Content,
-                "text" => Self::OutputText,
+                b"delta" | b"message" => Self::Content,
+                b"text" => Self::OutputText,
                 // Kimi reports it here.
-                "usage" => Self::Usage,
+                b"usage" => Self::Usage,
                 _ => Self::Nowhere,
             },
             Self::Content => match key {
-                "content" | "parts" | "message" | "reasoningContent" => Self::Content,
-                "text" | "thinking" | "partial_json" | "reasoning" | "reasoning_content" | "refusal"
-                | "arguments" => Self::OutputText,
-                "tool_calls" | "function_call" | "toolUse" => Self::Calls,
+                b"content" | b"parts" | b"message" | b"reasoningContent" => Self::Content,
+                b"text" | b"thinking" | b"partial_json" | b"reasoning" | b"reasoning_content"
+                | b"refusal" | b"arguments" => Self::OutputText,
+                b"tool_calls" | b"function_call" | b"toolUse" => Self::Calls,
                 _ => Self::Nowhere,
             },
             Self::Calls => match key {
-                "function" => Self::Calls,
-                "arguments" | "input" => Self::OutputText,
+                b"function" => Self::Calls,
+                b"arguments" | b"input" => Self::OutputText,
                 _ => Self::Nowhere,
             },
             Self::Invocation => Self::of_invocation(key),
             Self::Trace => match key {
-                "promptRouter" => Self::Trace,
-                "invokedModelId" => Self::Model,
+                b"promptRouter" => Self::Trace,
+                b"invokedModelId" => Self::Model,
                 _ => Self::Nowhere,
             },
             _ => Self::Nowhere,
         }
     }
 
-    fn of_answer(key: &str) -> Self {
+    fn of_answer(key: &[u8]) -> Self {
         match key {
-            "usage" => Self::Usage,
-            "usageMetadata" => Self::Gemini,
-            "response" | "x_groq" => Self::Response,
-            "message" => Self::Started,
-            "model" | "modelVersion" => Self::Model,
-            "id" | "responseId" => Self::Id,
-            "error" => Self::Error,
-            "choices" => Self::Choices,
-            "delta" | "content" | "candidates" | "output" => Self::Content,
+            b"usage" => Self::Usage,
+            b"usageMetadata" => Self::Gemini,
+            b"response" | b"x_groq" => Self::Response,
+            b"message" => Self::Started,
+            b"model" | b"modelVersion" => Self::Model,
+            b"id" | b"responseId" => Self::Id,
+            b"error" => Self::Error,
+            b"choices" => Self::Choices,
+            b"delta" | b"content" | b"candidates" | b"output" => Self::Content,
             // Models of Bedrock: Llama, Titan, Claude 2.
-            "generation" | "outputText" | "completion" => Self::OutputText,
-            "amazon-bedrock-invocationMetrics" => Self::Invocation,
-            "trace" => Self::Trace,
+            b"generation" | b"outputText" | b"completion" => Self::OutputText,
+            b"amazon-bedrock-invocationMetrics" => Self::Invocation,
+            b"trace" => Self::Trace,
             _ => Self::Nowhere,
         }
     }
 
-    fn of_usage(key: &str) -> Self {
+    fn of_usage(key: &[u8]) -> Self {
         number(match key {
-            "prompt_tokens" | "promptTokens" => Count::Prompt,
-            "input_tokens" | "inputTokens" => Count::Input,
-            "completion_tokens" | "completionTokens" | "output_tokens" | "outputTokens" => Count::Output,
-            "total_tokens" | "totalTokens" => Count::Total,
-            "cached_tokens" | "prompt_cache_hit_tokens" => Count::Cached,
-            "prompt_cache_miss_tokens" => Count::Uncached,
-            "cache_read_input_tokens" | "cacheReadInputTokens" => Count::CacheRead,
-            "cache_creation_input_tokens" | "cacheWriteInputTokens" => Count::CacheWrite,
-            "reasoning_tokens" => Count::Reasoning,
-            "seconds" => Count::Seconds,
-            "cache_creation" => return Self::CacheCreation,
-            "prompt_tokens_details" | "input_tokens_details" | "input_token_details" => {
+            b"prompt_tokens" | b"promptTokens" => Count::Prompt,
+            b"input_tokens" | b"inputTokens" => Count::Input,
+            b"completion_tokens" | b"completionTokens" | b"output_tokens" | b"outputTokens" => Count::Output,
+            b"total_tokens" | b"totalTokens" => Count::Total,
+            b"cached_tokens" | b"prompt_cache_hit_tokens" => Count::Cached,
+            b"prompt_cache_miss_tokens" => Count::Uncached,
+            b"cache_read_input_tokens" | b"cacheReadInputTokens" => Count::CacheRead,
+            b"cache_creation_input_tokens" | b"cacheWriteInputTokens" => Count::CacheWrite,
+            b"reasoning_tokens" => Count::Reasoning,
+            b"seconds" => Count::Seconds,
+            b"cache_creation" => return Self::CacheCreation,
+            b"prompt_tokens_details" | b"input_tokens_details" | b"input_token_details" => {
                 return Self::InputDetails;
             }
-            "completion_tokens_details" | "output_tokens_details" | "output_token_details" => {
+            b"completion_tokens_details" | b"output_tokens_details" | b"output_token_details" => {
                 return Self::OutputDetails;
             }
-            "cost" => return Self::Cost,
+            b"cost" => return Self::Cost,
             _ => return Self::Nowhere,
         })
     }
 
-    fn of_invocation(key: &str) -> Self {
+    fn of_invocation(key: &[u8]) -> Self {
         number(match key {
-            "inputTokenCount" => Count::Input,
-            "outputTokenCount" => Count::Output,
-            "cacheReadInputTokenCount" => Count::CacheRead,
-            "cacheWriteInputTokenCount" => Count::CacheWrite,
+            b"inputTokenCount" => Count::Input,
+            b"outputTokenCount" => Count::Output,
+            b"cacheReadInputTokenCount" => Count::CacheRead,
+            b"cacheWriteInputTokenCount" => Count::CacheWrite,
             _ => return Self::Nowhere,
         })
     }
 
-    fn of_gemini(key: &str) -> Self {
+    fn of_gemini(key: &[u8]) -> Self {
         number(match key {
-            "promptTokenCount" => Count::Prompt,
-            "toolUsePromptTokenCount" => Count::ToolPrompt,
-            "candidatesTokenCount" => Count::Candidates,
-            "thoughtsTokenCount" => Count::Thoughts,
-            "cachedContentTokenCount" => Count::Cached,
-            "totalTokenCount" => Count::Total,
-            "promptTokensDetails" | "toolUsePromptTokensDetails" | "candidatesTokensDetails" => {
+            b"promptTokenCount" => Count::Prompt,
+            b"toolUsePromptTokenCount" => Count::ToolPrompt,
+            b"candidatesTokenCount" => Count::Candidates,
+            b"thoughtsTokenCount" => Count::Thoughts,
+            b"cachedContentTokenCount" => Count::Cached,
+            b"totalTokenCount" => Count::Total,
+            b"promptTokensDetails" | b"toolUsePromptTokensDetails" | b"candidatesTokensDetails" => {
                 return Self::Modalities;
             }
             _ => return Self::Nowhere,
@@ -340,8 +341,8 @@ impl JsonSink for LlmUsage {
         if self.is_usage { Place::Usage } else { Place::Answer }
     }
 
-    fn field(&self, object: Place, key: &str) -> Place {
-        if self.unwraps && object == Place::Answer && key == "bytes" {
+    fn field(&self, object: Place, key: &[u8]) -> Place {
+        if self.unwraps && object == Place::Answer && key == b"bytes" {
             return Place::Inner;
         }
         object.field(key)
@@ -387,7 +388,8 @@ impl JsonSink for LlmUsage {
             Place::Model => &mut self.model,
             _ => &mut self.id,
         };
-        if super::is_label(text) && kept.as_deref() != Some(text) {
+        // Every event repeats it.
+        if kept.as_deref() != Some(text) && super::is_label(text) {
             *kept = Some(text.into());
         }
     }
@@ -414,12 +416,12 @@ impl JsonSink for LlmUsage {
     fn end_object(&mut self, place: Place) {
         match place {
             Place::Usage | Place::StartUsage | Place::Invocation => {
-                self.event.add(&std::mem::take(&mut self.object));
+                self.event.get_or_insert_default().add(&std::mem::take(&mut self.object));
             }
             Place::Gemini => {
                 let mut object = std::mem::take(&mut self.object);
                 object.replaces = object != Reported::default();
-                self.event.add(&object);
+                self.event.get_or_insert_default().add(&object);
             }
             Place::Modalities => {
                 if let (Some(tokens), true) = self.modality {
@@ -527,13 +529,14 @@ impl UsageSink for LlmUsage {
         {
             return false;
         }
-        let event = std::mem::take(&mut self.event);
-        self.total.add(&event);
+        if let Some(event) = self.event.take() {
+            self.total.add(&event);
+        }
         true
     }
 
     fn discard(&mut self) {
-        (self.event, self.inner) = (Reported::default(), None);
+        (self.event, self.inner) = (None, None);
     }
 
     fn note_error(&mut self) {
