@@ -21,16 +21,19 @@ pub(crate) enum Setup {
     Postgres,
     /// Limits shared over Redis.
     Redis,
+    /// Like [`Self::Embedded`]; requests take a route with a meter.
+    Metered,
 }
 
 impl Setup {
-    pub(crate) const ALL: &[Self] = &[Self::Embedded, Self::Postgres, Self::Redis];
+    pub(crate) const ALL: &[Self] = &[Self::Embedded, Self::Postgres, Self::Redis, Self::Metered];
 
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Embedded => "Keygate",
             Self::Postgres => "Keygate, Postgres",
             Self::Redis => "Keygate, Redis",
+            Self::Metered => "Keygate, metered",
         }
     }
 }
@@ -61,7 +64,7 @@ pub(crate) fn serve(
     let folder = place.join(setup.name());
     fs::create_dir(&folder).unwrap();
     let more = match setup {
-        Setup::Embedded => String::new(),
+        Setup::Embedded | Setup::Metered => String::new(),
         Setup::Postgres => {
             let server = servers.postgres.insert(Postgres::start());
             let runtime = tokio::runtime::Runtime::new().unwrap();
@@ -86,7 +89,8 @@ pub(crate) fn serve(
         "[proxy]\nlisten = [\"127.0.0.1:0\"]\nthreads = 1\n[admin]\nlisten = \"127.0.0.1:0\"\n{more}\
          [plans.default]\napi_ops_rate_limit = 1000000\nend_user_quota = 10000\n\
          [[upstreams]]\nname = \"app\"\nservers = [\"{origin}\"]\n\
-         [[routes]]\npath = \"/v1/app/{{rest*}}\"\nupstream = \"app\"\nscopes = [\"app\"]\n"
+         [[routes]]\npath = \"/v1/app/{{rest*}}\"\nupstream = \"app\"\nscopes = [\"app\"]\n\
+         [[routes]]\npath = \"/v1/metered/{{rest*}}\"\nupstream = \"app\"\nscopes = [\"app\"]\nmeter = \"llm\"\n"
     );
     fs::write(folder.join("keygate.toml"), config).unwrap();
     import(&folder, secrets, rate);

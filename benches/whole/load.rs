@@ -26,9 +26,16 @@ pub(crate) struct Load {
 pub(crate) const SCRIPT: &str = r#"
 local requests, next = {}, 0
 function init(args)
+    local method, body = "GET", args[3] or ""
+    if body ~= "" then
+        method = "POST"
+        body = "Content-Type: application/json\r\nContent-Length: " .. #body .. "\r\n\r\n" .. body
+    else
+        body = "\r\n"
+    end
     for line in io.lines(args[1]) do
         local header = line == "" and "" or "Authorization: Bearer " .. line .. "\r\n"
-        requests[#requests + 1] = "GET " .. args[2] .. " HTTP/1.1\r\nHost: gateway\r\n" .. header .. "\r\n"
+        requests[#requests + 1] = method .. " " .. args[2] .. " HTTP/1.1\r\nHost: gateway\r\n" .. header .. body
     end
 end
 function request()
@@ -54,6 +61,7 @@ pub(crate) fn run(target: &Target, connections: usize, seconds: Duration) -> Loa
         .arg("--")
         .arg(&target.secrets)
         .arg(target.path)
+        .arg(target.body)
         .output()
         .expect("wrk runs");
     let text = String::from_utf8_lossy(&output.stdout);

@@ -97,6 +97,7 @@ impl Report {
                 "scenario": row.scenario, "target": row.target, "cpu_us": row.median(Sample::cpu_us),
                 "x_bare_pingora": self.ratio(row, "bare Pingora", Sample::cpu_us),
                 "x_nginx": self.ratio(row, "nginx", Sample::cpu_us),
+                "x_keygate": self.ratio(row, "Keygate", Sample::cpu_us),
                 "p99_x_bare_pingora": self.ratio(row, "bare Pingora", |s| s.load.p99),
                 "rounds": samples.collect::<Vec<_>>(),
             })

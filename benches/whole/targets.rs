@@ -10,6 +10,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+/// A request for a chat completion, as clients send it.
+const CHAT: &str =
+    r#"{"model":"gpt-4o","stream":true,"messages":[{"role":"user","content":"What is the answer?"}]}"#;
+const METERED: &str = Setup::Metered.name();
+
 /// What is measured.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Scenario {
@@ -29,6 +34,8 @@ pub(crate) enum Scenario {
     Large,
     /// Responses of fifty events, two milliseconds apart.
     Stream,
+    /// The same for chat completions, with and without a meter.
+    Metered,
 }
 
 impl Scenario {
@@ -41,6 +48,7 @@ impl Scenario {
         Self::IllFormed,
         Self::Large,
         Self::Stream,
+        Self::Metered,
     ];
 
     pub(crate) const fn name(self) -> &'static str {
@@ -53,7 +61,12 @@ impl Scenario {
             Self::IllFormed => "ill-formed",
             Self::Large => "large",
             Self::Stream => "stream",
+            Self::Metered => "metered",
         }
+    }
+
+    const fn streams(self) -> bool {
+        matches!(self, Self::Stream | Self::Metered)
     }
 
     const fn refuses(self) -> bool {
@@ -66,6 +79,8 @@ pub(crate) struct Target {
     pub(crate) name: &'static str,
     pub(crate) address: SocketAddr,
     pub(crate) path: &'static str,
+    /// What is posted; empty if nothing is.
+    pub(crate) body: &'static str,
     pub(crate) secrets: PathBuf,
     pub(crate) script: PathBuf,
     pub(crate) refuses: bool,
@@ -159,8 +174,7 @@ struct Ground<'p> {
 
 /// Starts everything that `scenario` compares, in the folder `place`.
 pub(crate) fn prepare(scenario: Scenario, place: &Path, many: usize) -> Stage {
-    let (origin_process, origin) =
-        if scenario == Scenario::Stream { streaming_origin() } else { origin(place) };
+    let (origin_process, origin) = if scenario.streams() { streaming_origin() } else { origin(place) };
     let count = match scenario {
         Scenario::TenThousand => 10_000,
         Scenario::Many => many,
@@ -174,7 +188,7 @@ pub(crate) fn prepare(scenario: Scenario, place: &Path, many: usize) -> Stage {
     std::fs::write(&draws, drawn(scenario, &known).join("\n") + "\n").unwrap();
     let ground = Ground { scenario, place, origin, known, script, draws };
     let mut targets = vec![bare(&ground)];
-    if scenario != Scenario::Many {
+    if !matches!(scenario, Scenario::Many | Scenario::Metered) {
         targets.push(nginx(&ground));
         targets.push(haproxy(&ground));
     }
@@ -183,7 +197,12 @@ pub(crate) fn prepare(scenario: Scenario, place: &Path, many: usize) -> Stage {
         targets.push(plain_haproxy(&ground));
     }
     let mut servers = kg::Servers::default();
-    for setup in Setup::ALL.iter().filter(|s| scenario == Scenario::HotKey || **s == Setup::Embedded) {
+    let setups = Setup::ALL.iter().filter(|setup| match setup {
+        Setup::Embedded => true,
+        Setup::Postgres | Setup::Redis => scenario == Scenario::HotKey,
+        Setup::Metered => scenario == Scenario::Metered,
+    });
+    for setup in setups {
         let rate = if scenario == Scenario::Refused { 1 } else { 1_000_000 };
         let ready = kg::serve(*setup, place, origin, &ground.known, rate, &mut servers);
         targets.push(ground.target(setup.name(), ready.address, ready.process));
@@ -218,11 +237,13 @@ impl Ground<'_> {
         let path = match (self.scenario, name) {
             (Scenario::Refused | Scenario::Unknown | Scenario::IllFormed, "bare Pingora") => "/refused",
             (Scenario::Large, _) => "/v1/app/large",
+            (Scenario::Metered, METERED) => "/v1/metered/chat/completions",
             _ => "/v1/app/x",
         };
+        let body = if self.scenario == Scenario::Metered { CHAT } else { "" };
         let refuses = self.scenario.refuses();
         let (secrets, script) = (self.draws.clone(), self.script.clone());
-        Target { name, address, path, secrets, script, refuses, process }
+        Target { name, address, path, body, secrets, script, refuses, process }
     }
 
     fn file(&self, name: &str, text: &str) -> PathBuf {
@@ -321,7 +342,7 @@ fn nginx(ground: &Ground<'_>) -> Target {
     for secret in &ground.known {
         write!(map, "\"Bearer {secret}\" 1;\n").unwrap();
     }
-    let buffering = if ground.scenario == Scenario::Stream { "off" } else { "on" };
+    let buffering = if ground.scenario.streams() { "off" } else { "on" };
     let (rate, burst) = if ground.scenario == Scenario::Refused {
         ("1r/s", "")
     } else {
