@@ -21,7 +21,7 @@
 //! policy → model → clock
 //! ```
 //!
-//! Every module may use `clock`, `durable`, `metrics`, `envelope`, `http_client` and `fileio`.
+//! Every module may use `clock`, `durable`, `metrics`, `envelope`, `http_client`, `server_tls` and `fileio`.
 //!
 //! # Invariants
 //!
@@ -54,6 +54,7 @@ pub mod metrics;
 pub mod model;
 pub mod policy;
 pub mod proxy;
+pub mod server_tls;
 pub mod store;
 pub mod telemetry;
 pub mod usage;

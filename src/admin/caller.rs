@@ -23,6 +23,10 @@ pub struct LocalCaller {
     pub subject: String,
 }
 
+/// Of a request that came over TLS to this server itself.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct OverTls;
+
 /// May read data of `workspace`.
 pub(super) struct WorkspaceReader {
     pub(super) workspace: WorkspaceId,

@@ -3,7 +3,7 @@
 use super::{CoreServices, FileError, read_secret, write_private};
 use crate::acme::{AcmeHost, AcmeOptions, CertRenewer, Challenge, file_of, folder};
 use crate::config::Config;
-use crate::proxy::server::tls::Certificates;
+use crate::server_tls::Certificates;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

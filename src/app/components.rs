@@ -4,7 +4,7 @@ use super::deleted_keys::SpendingOfDeletedKeys;
 use super::identity::IdentityProvider;
 use super::upstreams::apply_credential;
 use super::watched::WatchedFiles;
-use super::{ADMIN_PATIENCE, CoreServices, Reloader, STORE_PATIENCE, StartError, series, usage};
+use super::{ADMIN_PATIENCE, CoreServices, Reloader, STORE_PATIENCE, StartError, series, tls, usage};
 use crate::admin::{
     AdminDeps, AdminServer, AdminSocketListener, Backends, MetricsToken, Readiness, ReadinessCheck,
     ServerLimits, ServerState, SignInCodes, router,
@@ -417,7 +417,11 @@ pub(super) fn admin_server(
         write_timeout: ADMIN_PATIENCE,
     };
     let (clock, metrics) = (Arc::clone(&core.clock), Arc::clone(&core.metrics));
-    Ok(AdminServer { router: router(deps), limits: admin_limits(config), clock, metrics, state })
+    let tls = tls::of_admin(config, &metrics)?;
+    if let Some(tls) = &tls {
+        tls::watch("admin.certificates", tls, files);
+    }
+    Ok(AdminServer { router: router(deps), tls, limits: admin_limits(config), clock, metrics, state })
 }
 
 /// The Unix socket of the admin API. One that the config does not name is optional: a gateway must start in every folder.

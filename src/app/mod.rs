@@ -26,6 +26,7 @@ mod snapshots;
 mod stop;
 mod stores;
 mod telemetry;
+mod tls;
 mod upgrade;
 mod upstreams;
 mod usage;
@@ -130,8 +131,13 @@ pub enum StartError {
     )]
     TwoSigningKeys,
     /// TLS to clients cannot be set up.
-    #[error("proxy: {0}")]
-    Tls(#[from] crate::proxy::server::tls::TlsError),
+    #[error("{section}: {error}")]
+    Tls {
+        /// The section of its listeners.
+        section: &'static str,
+        /// The error.
+        error: crate::server_tls::TlsError,
+    },
     /// Shared counters cannot be set up.
     #[error("counters: {0}")]
     Counters(#[from] crate::counter::LinkError),
@@ -257,12 +263,13 @@ pub struct InlineSecrets<'e> {
     pub telemetry_headers: Option<&'e str>,
 }
 
-/// Checks that the configured files for backends and the collector can be used.
+/// Checks that the configured files for backends, the collector, the identity provider and TLS can be used.
 pub fn check_files(config: &Config, inline: InlineSecrets<'_>) -> Result<(), StartError> {
     upstreams::settings(config).map_err(StartError::Upstreams)?;
     upstreams::encryption_keys(config, inline)?;
     telemetry::collector(config, inline)?;
     identity::check(config)?;
+    tls::check(config)?;
     Ok(())
 }
 

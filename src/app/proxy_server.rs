@@ -2,16 +2,16 @@
 
 use super::upgrade::{ListenerFds, ListenerKind};
 use super::watched::WatchedFiles;
-use super::{CoreServices, StartError, acme, components};
-use crate::config::{ClientCertificates, Config};
+use super::{CoreServices, StartError, components, tls};
+use crate::config::Config;
 use crate::keyring::Keyring;
 use crate::policy::keys::authorize::check_active;
 use crate::policy::keys::denial::Denial;
 use crate::proxy::connection::table::{ConnectionLimits, ConnectionTable, KeyCheck};
 use crate::proxy::connection::{CloseReason, Deadlines};
 use crate::proxy::server::listen::{Acceptor, HeadLimits, ListenerProtocol};
-use crate::proxy::server::tls::{Certificates, TlsContext, TlsError, TlsSettings};
 use crate::proxy::{Phases, Proxy};
+use crate::server_tls::{Certificates, TlsContext};
 use pingora::apps::HttpServerOptions;
 use pingora::connectors::TransportConnector;
 use pingora::proxy::{HttpProxy, http_proxy};
@@ -72,7 +72,7 @@ pub(super) fn open(
 ) -> Result<ProxyServer, StartError> {
     let runtime = components::runtime("keygate-proxy", components::threads(config.proxy.threads))?;
     let (open, all_closed) = mpsc::channel(1);
-    let tls = tls(config, core)?;
+    let tls = tls::of_proxy(config, &core.metrics)?;
     let proxy = Arc::new(proxy);
     let key_check = (config.proxy.revocation_check, key_check(core, keyring));
     let acceptor = Acceptor {
@@ -113,8 +113,7 @@ pub(super) fn open(
         let spoken = ListenerProtocol::Tls(Arc::clone(tls));
         addresses_tls = listen_at(ListenerKind::Tls, &config.proxy.listen_tls, &spoken)?;
         runtime.spawn(Arc::clone(tls).follow());
-        let certificates = Arc::clone(tls.certificates());
-        files.add("proxy.certificates", move || certificates.look().map_err(|error| error.to_string()));
+        tls::watch("proxy.certificates", tls, files);
         let tls = Arc::clone(tls);
         let look = move || tls.look_at_client_ca().map_err(|error| error.to_string());
         files.add("proxy.client_ca_file", look);
@@ -150,19 +149,6 @@ fn http_proxy_of(config: &Config, proxy: Phases) -> HttpProxy<Phases> {
     options.allow_connect_method_proxying = true;
     http.server_options = Some(options);
     http
-}
-
-fn tls(config: &Config, core: &CoreServices) -> Result<Option<Arc<TlsContext>>, TlsError> {
-    if config.proxy.listen_tls.is_empty() {
-        return Ok(None);
-    }
-    let settings = TlsSettings {
-        certificates: config.proxy.certificates.clone(),
-        ordered: acme::files(config),
-        client_ca: config.proxy.client_ca_file.clone(),
-        client_must: config.proxy.client_certificates == ClientCertificates::Required,
-    };
-    TlsContext::load(settings, Arc::clone(&core.metrics)).map(Some)
 }
 
 /// Whether the key of a running request is still valid.

@@ -32,7 +32,7 @@ pub(super) fn changed(old: &Config, new: &Config) -> Vec<String> {
             max_requests_per_connection max_bytes_in_flight max_answers_drained answer_drain_timeout secret_headers end_user_header end_user_body_bytes
             trust_request_id rate_limit_headers health_path redirect_to_https errors drain_delay drain_idle drain_timeout upgrade_timeout;;
         "admin" |c| &c.admin, AdminConfig:
-            listen socket socket_mode threads max_body_bytes max_connections max_connections_per_address create_workspaces default_plan base_path error_text
+            listen certificates socket socket_mode threads max_body_bytes max_connections max_connections_per_address create_workspaces default_plan base_path error_text
             cors_origins cors_credentials metrics_token_file; jwt introspection;;
         "decide" |c| &c.decide, DecideConfig: listen token_file hold_timeout max_holds;;
         "admin.jwt" |c| &c.admin.jwt, JwtConfig:

@@ -1,6 +1,6 @@
 //! `keygate check`
 
-use super::{ConfigArgs, Environment, Failure, inline_secrets, load, say};
+use super::{ConfigArgs, Environment, Failure, inline_secrets, load, say, warnings};
 use crate::app::{self, ConnectionCheck};
 use crate::config::Config;
 use clap::Args;
@@ -19,6 +19,9 @@ pub(super) fn run(args: &CheckArgs, environment: Environment<'_>) -> Result<(), 
     let config = load(&args.config, environment)?;
     crate::app::check_files(&config, inline_secrets(environment))
         .map_err(|bad| Failure::Usage(bad.to_string()))?;
+    for warning in warnings::of_listeners(&config) {
+        eprintln!("warning: {warning}");
+    }
     let closed: Vec<&str> =
         config.routes.iter().filter(|r| r.resource.is_none() && !r.public).map(|r| r.name.as_str()).collect();
     if !closed.is_empty() {

@@ -25,6 +25,7 @@ mod refused_rows;
 mod run;
 mod token;
 mod usage;
+mod warnings;
 mod workspaces;
 
 use crate::app::InlineSecrets;

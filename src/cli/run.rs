@@ -1,6 +1,6 @@
 //! `keygate run`
 
-use super::{ConfigArgs, Environment, Failure, inline_secrets, load, log, ready};
+use super::{ConfigArgs, Environment, Failure, inline_secrets, load, log, ready, warnings};
 use crate::app::{self, ConfigSource, Predecessor, ProcessContext, Signals, StartError};
 use clap::Args;
 use serde_json::Map;
@@ -42,11 +42,8 @@ pub(super) fn run(args: &RunArgs, environment: Environment<'_>) -> Result<(), Fa
             "no routes are configured: every request gets 404; add [[upstreams]] and [[routes]] to the config file"
         );
     }
-    for address in config.decide.listen.iter().filter(|address| !address.ip().is_loopback()) {
-        tracing::warn!(
-            %address,
-            "decide.listen is not a loopback address: whoever reaches it can spend the limits of every key, so let only your proxy reach it"
-        );
+    for warning in warnings::of_listeners(&config) {
+        tracing::warn!("{warning}");
     }
     let source = ConfigSource {
         path: args.config.path(environment)?,

@@ -129,6 +129,7 @@ impl Default for AdminConfig {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8081)),
+            certificates: Vec::new(),
             socket: Some(AdminSocket::BesideStore),
             socket_mode: AdminSocketMode::Owner,
             threads: 1,

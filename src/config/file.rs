@@ -227,6 +227,7 @@ fn admin(s: &mut Section<'_, '_>) -> (AdminConfig, JwtKeyFiles) {
     let introspection = s.table("introspection", introspection);
     let admin = AdminConfig {
         listen: s.value("listen", &LISTEN, d.listen),
+        certificates: s.list("certificates", &FILE, 0..=1_000, d.certificates),
         socket: s.value("socket", &OrEmpty(SOCKET), d.socket),
         socket_mode: s.value("socket_mode", &Word::new(), d.socket_mode),
         threads: s.value("threads", &THREADS, d.threads),

@@ -171,6 +171,8 @@ pub struct DecideConfig {
 pub struct AdminConfig {
     /// Where to accept admin requests; port 0 picks a free one.
     pub listen: SocketAddr,
+    /// Files with a certificate and its key for that listener; empty: it speaks plain HTTP.
+    pub certificates: Vec<PathBuf>,
     /// The Unix socket of the admin API; none: no socket.
     pub socket: Option<AdminSocket>,
     /// Who may connect to it.
@@ -221,6 +223,13 @@ words!(
         Group = "0660",
     }
 );
+
+impl AdminConfig {
+    /// Whether the listener speaks TLS.
+    pub const fn has_tls(&self) -> bool {
+        !self.certificates.is_empty()
+    }
+}
 
 impl AdminSocketMode {
     /// The bits.

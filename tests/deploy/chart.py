@@ -36,6 +36,26 @@ def seconds(text):
     return float(re.fullmatch(r"([\d.]+)s", text).group(1))
 
 
+def certificate(folder):
+    """A certificate and its key, named as in a Secret of the type kubernetes.io/tls."""
+    files = ["-keyout", folder / "tls.key", "-out", folder / "tls.crt"]
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=admin", *files]
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+
+
+def check_admin_tls(objects):
+    pod = objects["StatefulSet", "gw"]["spec"]["template"]
+    container = pod["spec"]["containers"][0]
+    for probe in ("readinessProbe", "livenessProbe", "startupProbe"):
+        assert container[probe]["httpGet"]["scheme"] == "HTTPS", probe
+    assert pod["metadata"]["annotations"]["prometheus.io/scheme"] == "https"
+    variables = {entry["name"]: entry.get("value") for entry in container["env"]}
+    mounted = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+    volume = mounted[variables["KEYGATE_ADMIN_CERTIFICATES"]]
+    secrets = {volume["name"]: volume["secret"]["secretName"] for volume in pod["spec"]["volumes"] if "secret" in volume}
+    assert secrets[volume] == "admin-tls-of-us", secrets
+
+
 def check(objects, replicas):
     kinds = sorted(kind for kind, _ in objects)
     assert kinds == sorted(["ConfigMap", "Service", "Service", "Service", "StatefulSet"] + ["PodDisruptionBudget"] * (replicas > 1)), kinds
@@ -57,6 +77,9 @@ def check(objects, replicas):
     with tempfile.TemporaryDirectory() as folder:
         config = pathlib.Path(folder) / "keygate.toml"
         config.write_text(objects["ConfigMap", "gw"]["data"]["keygate.toml"])
+        if "KEYGATE_ADMIN_CERTIFICATES" in variables:
+            certificate(pathlib.Path(folder))
+            variables["KEYGATE_ADMIN_CERTIFICATES"] = folder
         subprocess.run([BINARY, "check"], env={**variables, "KEYGATE_CONFIG": str(config)}, check=True, stdout=subprocess.DEVNULL)
     subprocess.run([BINARY, *container["args"], "--help"], check=True, stdout=subprocess.DEVNULL)
 
@@ -66,6 +89,9 @@ def main():
     assert not report["errors"] and all(message["severity"] < 2 for message in report["messages"]), report
     check(rendered({}), 1)
     check(rendered({"replicas": 3, **SECRET, "env": {"KEYGATE_LOG_LEVEL": "debug"}}), 3)
+    encrypted = rendered({"admin": {"tlsSecret": "admin-tls-of-us"}})
+    check(encrypted, 1)
+    check_admin_tls(encrypted)
     try:
         rendered({"replicas": 2})
     except helm_python.HelmError as error:

@@ -134,8 +134,11 @@ class Page:
 
     @staticmethod
     def is_ready(port):
-        command = ["curl", "-sf", "-o", "/dev/null", f"http://127.0.0.1:{port}/readyz"]
-        return subprocess.run(command, check=False).returncode == 0
+        def answers(scheme):
+            command = ["curl", "-skf", "-o", "/dev/null", f"{scheme}://127.0.0.1:{port}/readyz"]
+            return subprocess.run(command, check=False).returncode == 0
+
+        return answers("http") or answers("https")
 
     def stop_gateway(self):
         if self.gateway:

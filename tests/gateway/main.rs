@@ -12,6 +12,7 @@
 mod access_log;
 mod admin_flow;
 mod admin_socket;
+mod admin_tls;
 mod apply;
 mod authorization;
 mod commands;

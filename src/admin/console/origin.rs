@@ -3,6 +3,8 @@
 //! Every browser sends `Origin` with a POST; over TLS and to this machine itself also `Sec-Fetch-Site`. No page can set or leave out
 //! either. This is checked besides the token in every form of a session.
 
+use crate::admin::caller::OverTls;
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, header};
 
 const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
@@ -22,9 +24,10 @@ pub(super) fn is_led_here(headers: &HeaderMap) -> bool {
     fetch_site(headers).is_some_and(|site| site == "cross-site" || site == "same-site")
 }
 
-/// Whether the browser speaks TLS with whatever stands in front of this server.
-pub(super) fn is_encrypted(headers: &HeaderMap) -> bool {
-    headers.get(header::ORIGIN).is_some_and(|origin| origin.as_bytes().starts_with(b"https://"))
+/// Whether the browser speaks TLS: with this server, or with whatever stands in front of it.
+pub(super) fn is_encrypted(parts: &Parts) -> bool {
+    parts.extensions.get::<OverTls>().is_some()
+        || parts.headers.get(header::ORIGIN).is_some_and(|origin| origin.as_bytes().starts_with(b"https://"))
 }
 
 fn fetch_site(headers: &HeaderMap) -> Option<&str> {

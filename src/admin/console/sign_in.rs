@@ -141,7 +141,7 @@ async fn enter(console: &Console, parts: &Parts, token: &str, next: &str) -> Res
     let now = console.admin.now();
     let identity = console.admin.identify(token).await?;
     let cookie = session::seal(&console.admin.deps.peppers, token, now)
-        .and_then(|sealed| cookies::session(&sealed, is_encrypted(&parts.headers)));
+        .and_then(|sealed| cookies::session(&sealed, is_encrypted(parts)));
     let Some(cookie) = cookie else {
         return Err(AdminError::of(Fault::TokenInvalid).saying(
             format!("The token has more than {} bytes, which no cookie can hold", session::TOKEN_MAX),

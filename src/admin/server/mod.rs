@@ -1,4 +1,4 @@
-//! The admin listener and its Unix socket: HTTP/1.1 with bounded connections and deadlines.
+//! The admin listener, with or without TLS, and its Unix socket: HTTP/1.1 with bounded connections and deadlines.
 //!
 //! Must not know: what any call does. Requests are parsed strictly (`stream`); `table` decides which connection is closed
 //! for a new one. HTTP/2 is not supported here: administration does not need it, and its streams and windows would have to
@@ -8,9 +8,10 @@ mod socket;
 mod stream;
 mod table;
 
-use super::caller::LocalCaller;
+use super::caller::{LocalCaller, OverTls};
 use crate::clock::Clock;
 use crate::metrics::Metrics;
+use crate::server_tls::TlsContext;
 use axum::Router;
 use axum::extract::{ConnectInfo, Request};
 use futures_util::FutureExt as _;
@@ -26,11 +27,12 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use stream::AdminClientStream;
-use table::{AdminConnectionGuard, AdminConnectionTable};
+use table::{AdminCloseReason, AdminConnectionGuard, AdminConnectionTable};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::{mpsc, watch};
-use tokio::time::MissedTickBehavior;
+use tokio::time::{MissedTickBehavior, timeout};
+use tokio_rustls::server::TlsStream;
 
 /// Pause after a failed accept (no descriptors left).
 const ACCEPT_REST: Duration = Duration::from_millis(50);
@@ -77,6 +79,8 @@ pub enum ServerState {
 pub struct AdminServer {
     /// Answers requests.
     pub router: Router,
+    /// TLS of the listener; none: it speaks plain HTTP.
+    pub tls: Option<Arc<TlsContext>>,
     /// Limits for clients.
     pub limits: ServerLimits,
     /// For the date of answers written here.
@@ -96,6 +100,7 @@ enum AdminClient {
 /// State shared by all connections.
 struct ServerShared {
     service: TowerToHyperService<Router>,
+    tls: Option<Arc<TlsContext>>,
     limits: ServerLimits,
     clock: Arc<dyn Clock>,
     table: Arc<AdminConnectionTable>,
@@ -105,10 +110,14 @@ struct ServerShared {
 impl AdminServer {
     /// Serves until the state is closed and the last call is answered.
     pub async fn serve(self, listener: TcpListener, socket: Option<AdminSocketListener>) {
-        let Self { router, limits, clock, metrics, state } = self;
+        let Self { router, tls, limits, clock, metrics, state } = self;
+        if let Some(tls) = &tls {
+            tokio::spawn(Arc::clone(tls).follow());
+        }
         let table = AdminConnectionTable::new(limits, metrics);
         let shared = Arc::new(ServerShared {
             service: TowerToHyperService::new(router),
+            tls,
             limits,
             clock,
             table,
@@ -209,7 +218,18 @@ fn begin(shared: &Arc<ServerShared>, client: AdminClient, open: &mpsc::Sender<()
                 let caller = move |request: &mut Request<Incoming>| {
                     request.extensions_mut().insert(ConnectInfo(peer));
                 };
-                serve(&shared, stream, caller, registered).await;
+                match &shared.tls {
+                    None => serve(&shared, stream, caller, registered).await,
+                    Some(tls) => {
+                        let caller = move |request: &mut Request<Incoming>| {
+                            request.extensions_mut().insert(OverTls);
+                            caller(request);
+                        };
+                        if let Some(stream) = encrypted(&shared, tls, stream, &registered).await {
+                            serve(&shared, stream, caller, registered).await;
+                        }
+                    }
+                }
             }
             AdminClient::Socket(stream) => {
                 let user = stream.peer_cred().map_or_else(|_| "?".to_owned(), |peer| peer.uid().to_string());
@@ -222,6 +242,35 @@ fn begin(shared: &Arc<ServerShared>, client: AdminClient, open: &mpsc::Sender<()
         }
         drop(open);
     });
+}
+
+/// Does the TLS handshake. It has as much time as a first request head. None: the connection is over.
+async fn encrypted(
+    shared: &ServerShared,
+    tls: &TlsContext,
+    stream: TcpStream,
+    registered: &AdminConnectionGuard,
+) -> Option<Box<TlsStream<TcpStream>>> {
+    let connection = registered.connection();
+    let mut state = shared.state.clone();
+    let agreed = tokio::select! {
+        biased;
+        () = connection.evicted() => return None,
+        _ = state.wait_for(|state| *state == ServerState::Closed) => return None,
+        agreed = timeout(shared.limits.first_byte + shared.limits.head, tls.acceptor().accept(stream)) => agreed,
+    };
+    match agreed {
+        Ok(Ok(stream)) => Some(Box::new(stream)),
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "TLS handshake failed");
+            connection.close(AdminCloseReason::Tls);
+            None
+        }
+        Err(_) => {
+            connection.close(AdminCloseReason::FirstByteTimeout);
+            None
+        }
+    }
 }
 
 /// Serves one connection until it ends, is evicted, or the server stops. `caller` tells each request who sends it.

@@ -47,6 +47,8 @@ pub(super) enum AdminCloseReason {
     IdleTimeout,
     /// The client did not read its response.
     WriteTimeout,
+    /// The TLS handshake failed.
+    Tls,
 }
 
 /// An open connection.
@@ -195,13 +197,14 @@ impl Drop for AdminConnectionGuard {
 // === impl AdminCloseReason ===
 
 impl AdminCloseReason {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
         Self::Full,
         Self::Evicted,
         Self::FirstByteTimeout,
         Self::HeaderTimeout,
         Self::IdleTimeout,
         Self::WriteTimeout,
+        Self::Tls,
     ];
 
     const fn as_str(self) -> &'static str {
@@ -212,6 +215,7 @@ impl AdminCloseReason {
             Self::HeaderTimeout => "header_timeout",
             Self::IdleTimeout => "idle_timeout",
             Self::WriteTimeout => "write_timeout",
+            Self::Tls => "tls",
         }
     }
 }

@@ -215,7 +215,7 @@ impl Gateway {
         let place = self.transport.place();
         let answer = match answer {
             Ok(Ok(answer)) => answer,
-            Ok(Err(error)) => return Err(Failure::Failed(format!("{place}: {error}"))),
+            Ok(Err(error)) => return Err(Failure::Failed(format!("{place}: {error}{}", tls_hint(&error)))),
             Err(_) => return Err(Failure::Failed(format!("{place}: no answer within {PATIENCE:?}"))),
         };
         let (status, text) = (answer.status(), answer.into_body());
@@ -259,6 +259,16 @@ impl Gateway {
             };
         }
         Ok(())
+    }
+}
+
+/// What helps against a certificate that is not believed.
+fn tls_hint(error: &std::io::Error) -> &'static str {
+    if error.to_string().contains("invalid peer certificate") {
+        "\n  hint: name the CA that signed it with --ca-file; a self-signed certificate is its own, and must have CA:FALSE \
+         (openssl req: -addext basicConstraints=critical,CA:FALSE)"
+    } else {
+        ""
     }
 }
 

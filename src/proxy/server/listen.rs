@@ -4,7 +4,6 @@
 //! Pingora's own accept loop has no deadline for a request head and always sleeps for its whole grace period when it
 //! stops. This one stops as soon as the last response is sent.
 
-use super::tls::{TlsContext, was_a_challenge};
 use super::{http1, http2};
 use crate::clock::Now;
 use crate::model::fault::Fault;
@@ -16,6 +15,7 @@ use crate::proxy::connection::table::{ConnectionGuard, ConnectionTable, NotRegis
 use crate::proxy::request::outcome::class_of;
 use crate::proxy::service::Phases;
 use crate::proxy::state::Proxy;
+use crate::server_tls::{TlsContext, was_a_challenge};
 use pingora::apps::HttpServerApp;
 use pingora::connectors::TransportConnector;
 use pingora::proxy::HttpProxy;

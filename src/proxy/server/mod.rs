@@ -5,4 +5,3 @@
 pub(super) mod http1;
 pub(super) mod http2;
 pub mod listen;
-pub mod tls;

@@ -1,14 +1,14 @@
-//! TLS with clients: certificates from files, selected by the server name of the client, and reloaded when the files
-//! change.
+//! TLS with clients, on the proxy's listeners and on the admin listener: certificates from files, selected by the server name
+//! of the client, and reloaded when the files change.
 //!
-//! Must not know: the protocol inside TLS, or who writes the files. If files are unusable, the previous certificate
+//! Must not know: who connects, what is said inside TLS, or who writes the files. If files are unusable, the previous certificate
 //! stays in use and they are read again later. For the ACME challenge TLS-ALPN-01 (RFC 8737), a certificate prepared
 //! elsewhere is presented.
 
 use crate::fileio;
 use crate::metrics::Metrics;
 use arc_swap::ArcSwap;
-use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::pem::{self, PemObject as _};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
@@ -58,6 +58,8 @@ pub struct TlsSettings {
     pub client_ca: Option<PathBuf>,
     /// Whether a client must present a certificate.
     pub client_must: bool,
+    /// Whether clients may choose HTTP/2.
+    pub http2: bool,
 }
 
 /// The certificates in use.
@@ -145,7 +147,7 @@ impl Certificates {
         self.challenges.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The TLS configuration: TLS 1.2 and 1.3, HTTP/2 preferred to HTTP/1.1. Clients' certificates are accepted from
+    /// The TLS configuration: TLS 1.2 and 1.3, HTTP/2, if allowed, preferred to HTTP/1.1. Clients' certificates are accepted from
     /// the authorities in `client_ca`.
     fn server_config(self: &Arc<Self>, client_ca: &[u8]) -> Result<Arc<ServerConfig>, TlsError> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -169,7 +171,10 @@ impl Certificates {
             }
         };
         let mut config = builder.with_cert_resolver(Arc::clone(self) as Arc<dyn ResolvesServerCert>);
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        if self.settings.http2 {
+            config.alpn_protocols.push(b"h2".to_vec());
+        }
+        config.alpn_protocols.push(b"http/1.1".to_vec());
         if !self.settings.ordered.is_empty() {
             config.alpn_protocols.push(ACME.to_vec());
         }
@@ -351,7 +356,7 @@ fn end_of(certified: &CertifiedKey) -> Option<i64> {
 }
 
 /// Whether the connection was an ACME challenge, which carries no requests.
-pub(in crate::proxy) fn was_a_challenge(stream: &TlsStream<TcpStream>) -> bool {
+pub fn was_a_challenge(stream: &TlsStream<TcpStream>) -> bool {
     stream.get_ref().1.alpn_protocol() == Some(ACME)
 }
 
@@ -359,7 +364,10 @@ fn read_one(path: &Path) -> Result<CertifiedKey, TlsError> {
     let (chain_file, key_file) = files_of(path);
     let fail = |file: &Path, why: String| TlsError { path: file.to_owned(), why };
     let key = Zeroizing::new(read_file(&key_file)?);
-    let key = PrivateKeyDer::from_pem_slice(&key).map_err(|error| fail(&key_file, error.to_string()))?;
+    let key = PrivateKeyDer::from_pem_slice(&key).map_err(|error| match error {
+        pem::Error::NoItemsFound => fail(&key_file, "holds no private key".into()),
+        error => fail(&key_file, error.to_string()),
+    })?;
     CertifiedKey::from_der(
         chain_in(&chain_file, &read_file(&chain_file)?)?,
         key,
@@ -440,6 +448,7 @@ mod tests {
             ordered: paths[2..].to_vec(),
             client_ca: None,
             client_must: false,
+            http2: true,
         };
         let metrics = Arc::new(Metrics::new().expect("metrics"));
         let certificates = Certificates::load(settings, metrics).expect("loaded");
