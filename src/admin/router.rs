@@ -33,7 +33,8 @@ use utoipa_swagger_ui::SwaggerUi;
         title = "Keygate admin API",
         description = "Keys, plans, workspaces, end users, usage and the audit trail of a Keygate gateway. \
             Every answer is an envelope: `code` 0 and `data` on success; else `code`, a stable `error` and a `msg` for people. \
-            There is also [a console](/console), which calls this API.",
+            There is also [a console](/console), which calls this API. \
+            `POST /verify` and `POST /settle` are served by the decision listener (`[decide] listen`), with a document of their own at its `/openapi.json`.",
         license(name = "Apache-2.0", identifier = "Apache-2.0")
     ),
     modifiers(&Schemes),

@@ -26,7 +26,7 @@ use crate::policy::keys::claims::is_claim;
 use crate::policy::keys::credential::SecretPlace;
 use crate::policy::routing::counted::why_uncounted;
 use crate::policy::routing::forward::ForwardRules;
-use crate::policy::routing::route::{BadRoute, EndUserFrom, ResourceFrom, Route, RouteTable};
+use crate::policy::routing::route::{BadRoute, EndUserFrom, ResourceFrom, Route, RouteTable, VERIFY};
 use crate::policy::upstream::encryption::EncryptionKeys;
 use crate::proxy::connection::AnswerDrains;
 use crate::proxy::connection::address_limiter::AddressLimiter;
@@ -34,7 +34,7 @@ use crate::proxy::observe::access::AccessLog;
 use crate::proxy::upstream::{StoredCredentials, Upstream};
 use crate::proxy::{
     Applications, HeaderPolicy, HealthPath, Proxy, ProxyLimits, RateLimitFamilies, RoutingSnapshot, Tracing,
-    VERIFY, VerifiedHolds,
+    VerifiedHolds,
 };
 use crate::store::{Change, Keys};
 use crate::usage::{Journal, Recorder, WhenFull};
@@ -143,7 +143,7 @@ pub(super) fn routing(
     upstreams: Box<[Arc<Upstream>]>,
     metrics: &Metrics,
 ) -> RoutingSnapshot {
-    series::show_routes(metrics, &routes);
+    series::show_routes(metrics, &routes, !config.decide.listen.is_empty());
     let named = routes.routes().iter().flat_map(|r| {
         let resource = match &r.resource {
             ResourceFrom::Header(name) => Some(name.clone()),

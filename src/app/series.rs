@@ -8,7 +8,7 @@ use crate::model::tokens::TokenCounts;
 use crate::model::usage::Outcome;
 use crate::policy::meter::Unreadable;
 use crate::policy::prices::OTHER;
-use crate::policy::routing::route::RouteTable;
+use crate::policy::routing::route::{RouteTable, VERIFY};
 use crate::proxy::connection::{CloseReason, DRAIN_RESULTS};
 use crate::proxy::server::listen::REFUSED;
 
@@ -51,8 +51,12 @@ pub(super) fn show(metrics: &Metrics) {
     }
 }
 
-/// Creates the series of routes.
-pub(super) fn show_routes(metrics: &Metrics, routes: &RouteTable) {
+/// Creates the series of routes. `decides`: whether proxies may ask about requests, and applications by themselves.
+pub(super) fn show_routes(metrics: &Metrics, routes: &RouteTable, decides: bool) {
+    if decides {
+        show_requests(metrics, VERIFY, &[Outcome::Decided, Outcome::Denied]);
+        metrics.request_seconds.with_label_values(&[VERIFY]);
+    }
     for route in routes.routes() {
         metrics.request_seconds.with_label_values(&[&route.name]);
         metrics.backend_seconds.with_label_values(&[&route.name]);
@@ -63,11 +67,23 @@ pub(super) fn show_routes(metrics: &Metrics, routes: &RouteTable) {
                 metrics.tokens.with_label_values(&[&*route.name, OTHER, kind]);
             }
         }
-        for outcome in OUTCOMES {
-            let first = if outcome == Outcome::Denied { 3 } else { 0 };
-            for class in &CLASSES[first..] {
-                metrics.requests.with_label_values(&[&*route.name, class, outcome.as_str()]);
-            }
+        show_requests(metrics, &route.name, &OUTCOMES);
+        if decides {
+            show_requests(metrics, &route.name, &[Outcome::Decided]);
+        }
+    }
+}
+
+/// Creates the series of requests with these outcomes, in the classes of statuses that they have.
+fn show_requests(metrics: &Metrics, route: &str, outcomes: &[Outcome]) {
+    for outcome in outcomes {
+        let classes = match outcome {
+            Outcome::Denied => &CLASSES[3..],
+            Outcome::Decided => &CLASSES[1..2],
+            _ => &CLASSES[..],
+        };
+        for class in classes {
+            metrics.requests.with_label_values(&[route, class, outcome.as_str()]);
         }
     }
 }

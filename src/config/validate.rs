@@ -3,19 +3,20 @@
 //! Must not know: how a value is written. Parts that are wrong themselves have been reported already; nothing is concluded
 //! from them.
 
-use super::acme::{self, AcmeConfig};
+use super::acme;
 use super::end_user::EndUserChoice;
 use super::file::{ConfigFile, JwtKeyFiles, PlanFile, RouteFile};
 use super::forward::checked_cors;
 use super::introspection;
+use super::listeners;
 use super::meter::checked_meter;
 use super::prices;
 use super::reader::{ConfigReader, quoted};
 use super::telemetry;
 use super::texts::is_name;
 use super::types::{
-    ClaimNames, ClientCertificates, Config, CountersConfig, CountersLocation, DecideConfig, JwtAlgorithm,
-    JwtConfig, JwtKeys, PlanConfig, ProxyConfig, RouteConfig,
+    ClaimNames, Config, CountersConfig, CountersLocation, JwtAlgorithm, JwtConfig, JwtKeys, PlanConfig,
+    ProxyConfig, RouteConfig,
 };
 use super::upstream::{self, UpstreamConfig, UpstreamFile};
 use crate::model::id::PlanId;
@@ -27,7 +28,6 @@ use crate::policy::routing::counted::why_uncounted;
 use crate::policy::routing::route::{EndUserFrom, ResourceFrom};
 use http::HeaderName;
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 
 /// Fewest segments that must fit into the usage journal: one to write, one to read, and two ready.
 const JOURNAL_SEGMENTS_MIN: u64 = 4;
@@ -37,13 +37,10 @@ const JOURNAL_SEGMENTS_MAX: u64 = 10_000;
 /// The configuration from `file` on the machine `host_name`. Use it only if there were no mistakes.
 pub(super) fn validate(file: ConfigFile, host_name: &str, reading: &mut ConfigReader<'_>) -> Config {
     let mut config = file.sections;
-    listeners_differ(&config, reading);
+    listeners::check(&config, reading);
     headers_differ(&config.proxy, reading);
     config.admin.jwt = jwt(config.admin.jwt, file.jwt_keys, reading);
     introspection::check(&config.admin.introspection, reading);
-    listeners_go_together(&config.proxy, &config.acme, reading);
-    somebody_listens(&config, reading);
-    applications_have_a_token(&config.decide, reading);
     acme::check(&config.acme, &config.proxy, reading);
     pepper_is_not_the_token_secret(&config, reading);
     intervals_and_sizes(&config, reading);
@@ -56,39 +53,11 @@ pub(super) fn validate(file: ConfigFile, host_name: &str, reading: &mut ConfigRe
         file.upstreams.iter().map(|upstream| upstream.as_ref()?.name.clone()).collect();
     names_differ(&names, "upstreams", reading);
     config.upstreams = upstreams(file.upstreams, &config.proxy, reading);
+    listeners::check_route_names(&file.routes, &config.decide, reading);
     config.routes = routes(file.routes, &names, &config.proxy, reading);
     limits_are_counted(&config, reading);
     config.prices = prices::checked(file.prices, reading);
     config
-}
-
-fn listeners_differ(config: &Config, reading: &mut ConfigReader<'_>) {
-    let Config { proxy, admin, decide, .. } = config;
-    let mut seen: Vec<(String, SocketAddr)> = Vec::new();
-    let lists = [
-        ("proxy.listen", &proxy.listen),
-        ("proxy.listen_tls", &proxy.listen_tls),
-        ("proxy.listen_h2c", &proxy.listen_h2c),
-        ("decide.listen", &decide.listen),
-    ];
-    let proxies = lists.into_iter().flat_map(|(list, addresses)| {
-        addresses.iter().enumerate().map(move |(n, address)| (format!("{list}[{n}]"), *address))
-    });
-    for (path, address) in proxies.chain([("admin.listen".to_owned(), admin.listen)]) {
-        if let Some((other, _)) = seen.iter().find(|(_, earlier)| collide(*earlier, address)) {
-            let list = path.split('[').next().unwrap_or(&path);
-            let uses = [&path, list, "proxy.listen", "admin.listen"];
-            reading.complain_of_conflict(&uses, format!("{address} is taken by {other}"));
-        }
-        seen.push((path, address));
-    }
-}
-
-/// Whether two listeners conflict: the unspecified address takes the port on every address of its family.
-fn collide(a: SocketAddr, b: SocketAddr) -> bool {
-    let same_ip = a.ip() == b.ip()
-        || (a.is_ipv4() == b.is_ipv4() && (a.ip().is_unspecified() || b.ip().is_unspecified()));
-    a.port() == b.port() && a.port() != 0 && same_ip
 }
 
 fn headers_differ(proxy: &ProxyConfig, reading: &mut ConfigReader<'_>) {
@@ -182,56 +151,6 @@ pub(super) fn claims_differ(path: &str, claims: &ClaimNames, reading: &mut Confi
         if name == other_name {
             reading.complain_of_conflict(&[path, other], format!("must not be the same claim as {other}"));
         }
-    }
-}
-
-fn listeners_go_together(proxy: &ProxyConfig, acme: &AcmeConfig, reading: &mut ConfigReader<'_>) {
-    let required = proxy.client_certificates == ClientCertificates::Required;
-    for (lacks, what, needed) in [
-        (
-            !proxy.listen_tls.is_empty() && proxy.certificates.is_empty() && acme.domains.is_empty(),
-            "proxy.listen_tls",
-            "proxy.certificates",
-        ),
-        (
-            proxy.redirect_to_https && proxy.listen_tls.is_empty(),
-            "proxy.redirect_to_https",
-            "proxy.listen_tls",
-        ),
-        (required && proxy.client_ca_file.is_none(), "proxy.client_certificates", "proxy.client_ca_file"),
-        (
-            proxy.proxy_protocol && proxy.trusted_proxies.is_empty(),
-            "proxy.proxy_protocol",
-            "proxy.trusted_proxies",
-        ),
-    ] {
-        if lacks {
-            reading.complain_of_conflict(&[what, needed], format!("needs {needed}"));
-        }
-    }
-}
-
-/// Whoever reaches the listener could try keys.
-fn applications_have_a_token(decide: &DecideConfig, reading: &mut ConfigReader<'_>) {
-    for (n, address) in decide.listen.iter().enumerate() {
-        if !address.ip().is_loopback() && decide.token_file.is_none() {
-            let path = format!("decide.listen[{n}]");
-            reading.complain_of_conflict(
-                &[&path, "decide.listen", "decide.token_file"],
-                "needs decide.token_file, because it is not a loopback address",
-            );
-        }
-    }
-}
-
-fn somebody_listens(config: &Config, reading: &mut ConfigReader<'_>) {
-    let Config { proxy, decide, .. } = config;
-    let all = [&proxy.listen, &proxy.listen_tls, &proxy.listen_h2c, &decide.listen];
-    if all.into_iter().all(Vec::is_empty) {
-        reading.complain_of_conflict(
-            &["proxy.listen", "proxy.listen_tls", "proxy.listen_h2c", "decide.listen"],
-            "must not be empty unless proxy.listen_tls, proxy.listen_h2c or decide.listen has an address",
-        );
     }
 }
 

@@ -25,4 +25,4 @@ pub use observe::traces::Tracing;
 pub use service::Phases;
 pub use snapshot::RoutingSnapshot;
 pub use state::{Applications, HealthPath, Proxy, ProxyLimits};
-pub use verified::{VERIFY, VerifiedHolds};
+pub use verified::VerifiedHolds;

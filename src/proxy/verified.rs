@@ -12,14 +12,13 @@ use crate::model::id::{KeyId, RequestId};
 use crate::model::tokens::{MeterReading, ReadingSource, TokenCounts};
 use crate::model::usage::Outcome;
 use crate::policy::meter::held_tokens;
+use crate::policy::routing::route::VERIFY;
 use crate::usage::PendingRecord;
 use quick_cache::sync::Cache;
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// The name in records and metrics of what applications ask.
-pub const VERIFY: &str = "verify";
 /// How many ended holds are remembered, so that a repeated call learns that it was done.
 const REMEMBERED: usize = 10_000;
 

@@ -65,6 +65,10 @@ const MISTAKES: &[(&str, &str)] = &[
         "decide.listen = [\"127.0.0.1:1\", \"0.0.0.0:2\"]",
         "1:33 decide.listen[1]: needs decide.token_file, because it is not a loopback address",
     ),
+    (
+        "decide.listen = [\"127.0.0.1:1\"]\n[[upstreams]]\nname = \"app\"\nservers = [\"h:1\"]\n[[routes]]\npath = \"/\"\nupstream = \"app\"\nname = \"verify\"",
+        "8:8 routes[0].name: must not be \"verify\" while decide.listen has an address: calls of applications have that name",
+    ),
     ("proxy.redirect_to_https = true", "1:27 proxy.redirect_to_https: needs proxy.listen_tls"),
     (
         "proxy.health_path = \"/a/../b\"",

@@ -41,7 +41,7 @@ fn started(more: &str) -> (Origin, Gateway) {
 }
 
 /// What two responses to the same request have in common: no ids, no times.
-fn comparable(response: &Response) -> (u16, Vec<(String, String)>, Value) {
+pub(crate) fn comparable(response: &Response) -> (u16, Vec<(String, String)>, Value) {
     let mut body: Value = serde_json::from_slice(&response.body).unwrap_or_default();
     if let Some(body) = body.as_object_mut() {
         body.remove("time");

@@ -24,6 +24,7 @@ mod decide;
 mod drained;
 mod end_users;
 mod error_forms;
+mod ext_authz;
 mod frames;
 mod hops;
 mod http2;

@@ -87,6 +87,75 @@ fn a_verdict_tells_whose_key_it_is_and_what_is_left_and_is_charged_and_recorded(
     assert!(origin.requests().is_empty());
 }
 
+/// The names of an object that the document describes, and those that it says are always there.
+fn names_of(schema: &Value) -> (Vec<&str>, Vec<&str>) {
+    let names = schema["properties"].as_object().expect("properties").keys().map(String::as_str).collect();
+    let required = schema["required"].as_array().map(Vec::as_slice).unwrap_or_default();
+    (names, required.iter().filter_map(Value::as_str).collect())
+}
+
+/// Fails unless the document describes exactly what is in `value`.
+fn describes(schema: &Value, value: &Value, place: &str) {
+    if let Value::Array(items) = value {
+        items.iter().for_each(|item| describes(&schema["items"], item, place));
+    }
+    let Value::Object(fields) = value else { return };
+    let (mut names, mut required) = names_of(schema);
+    let mut found: Vec<_> = fields.keys().map(String::as_str).collect();
+    for list in [&mut names, &mut required, &mut found] {
+        list.sort_unstable();
+    }
+    assert_eq!(names, found, "{place}");
+    assert_eq!(required, names, "{place}: all are always there");
+    for (name, value) in fields {
+        describes(&schema["properties"][name], value, &format!("{place}.{name}"));
+    }
+}
+
+#[test]
+fn the_document_of_the_listener_describes_what_is_asked_and_answered() {
+    let (_origin, gateway) = started("");
+    let document = Raw::connect(decide_at(&gateway)).call(&Request::get("/openapi.json"));
+    assert_eq!((document.status, document.header("content-type")), (200, Some("application/json")));
+    let head = Raw::connect(decide_at(&gateway)).call(&Request::new("HEAD", "/openapi.json"));
+    assert_eq!((head.status, head.header("content-length")), (200, document.header("content-length")));
+    assert_eq!(Raw::connect(decide_at(&gateway)).call(&Request::post("/openapi.json", "{}")).status, 405);
+    let document = document.json();
+    assert_eq!(document["info"]["version"], env!("CARGO_PKG_VERSION"));
+    let schemas = &document["components"]["schemas"];
+
+    let key = key_with_budget(&gateway);
+    let held = hold(&gateway, &key, 10, 10);
+    describes(&schemas["Verdict"], &held.json(), "verdict");
+    let of_user = verify(&gateway, &json!({"key": key.secret, "end_user": "u"}));
+    describes(&schemas["Verdict"], &of_user.json(), "verdict");
+    let id = held.data()["hold"]["id"].clone();
+    describes(&schemas["Settled"], &post(&gateway, "/settle", &json!({"hold": id})).json(), "settled");
+    describes(&schemas["Refusal"], &verify(&gateway, &json!({"key": "nonsense"})).json(), "refusal");
+
+    // Every field of the document is known, and no other is.
+    let known = |path: &str, body: &Value| {
+        !post(&gateway, path, body).data()["errors"].to_string().contains("unknown field")
+    };
+    for (path, name, base) in
+        [("/verify", "Verify", json!({"key": "nonsense"})), ("/settle", "Settle", json!({"hold": id}))]
+    {
+        let (names, required) = names_of(&schemas[name]);
+        for field in names.iter().filter(|field| !required.contains(field)) {
+            let mut body = base.clone();
+            body[*field] = Value::Null;
+            assert!(known(path, &body), "{name}.{field}");
+        }
+        let mut body = base.clone();
+        body["nonsense"] = Value::Null;
+        assert!(!known(path, &body), "{name}: others are refused");
+    }
+    let (names, _) = names_of(&schemas["HoldRequest"]);
+    for field in names {
+        assert!(known("/verify", &json!({"key": "nonsense", "hold": {field: null}})), "hold.{field}");
+    }
+}
+
 #[test]
 fn a_key_that_may_not_do_it_is_refused_as_on_a_route() {
     let (_origin, gateway) = started("");

@@ -19,6 +19,8 @@ const ORIGINAL_URL: &str = "x-original-url";
 const FORWARDED_METHOD: &str = "x-forwarded-method";
 const FORWARDED_URI: &str = "x-forwarded-uri";
 const FORWARDED_FOR: &str = "x-forwarded-for";
+/// Usual size of a head, in bytes.
+const HEAD: usize = 1_024;
 
 /// Where a call states the request that it asks about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,6 +82,39 @@ pub fn original_head(head: &[u8]) -> Result<Vec<u8>, BadOriginal> {
     });
     original.extend_from_slice(b"\r\n");
     Ok(original)
+}
+
+/// The head of a request of which a call states the parts, with fields of HTTP/2 that have no place in it left out; none: a part
+/// would not stay what it is. The result has not been validated.
+pub fn head_of_parts<'p>(
+    method: &[u8],
+    target: &[u8],
+    host: &[u8],
+    fields: impl Iterator<Item = FieldLine<'p>> + Clone,
+) -> Option<Vec<u8>> {
+    let ends_line = |text: &[u8]| text.iter().any(|byte| matches!(byte, b'\r' | b'\n' | 0));
+    // Names that begin with a colon are of HTTP/2, and stated as the other parts.
+    let fields =
+        fields.filter(|(name, _)| !name.starts_with(b":") && !name.eq_ignore_ascii_case(b"connection"));
+    let is_unclean = |(name, value): FieldLine<'_>| {
+        name.is_empty() || name.contains(&b':') || ends_line(name) || ends_line(value)
+    };
+    if method.is_empty()
+        || target.is_empty()
+        || [method, target, host].into_iter().any(ends_line)
+        || fields.clone().any(is_unclean)
+    {
+        return None;
+    }
+    let mut head = Vec::with_capacity(HEAD);
+    let mut add = |parts: [&[u8]; 4]| parts.iter().for_each(|part| head.extend_from_slice(part));
+    add([method, b" ", in_origin_form(target), b" HTTP/1.1\r\n"]);
+    if !fields.clone().any(|(name, _)| is_named(name, "host")) {
+        add([b"host", b": ", host, b"\r\n"]);
+    }
+    fields.for_each(|(name, value)| add([name, b": ", value, b"\r\n"]));
+    head.extend_from_slice(b"\r\n");
+    Some(head)
 }
 
 /// `X-Original-URI`, as nginx is usually configured, or `X-Original-URL`, as its ingress controller sends it.
@@ -184,6 +219,33 @@ mod tests {
         }
         for line in ["GET /", "GET /decide", "GET /decide/requests/x", "GET /decide/original/x", "GET /x"] {
             assert_eq!(original(line, all), Err(BadOriginal::Path), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_head_is_made_of_parts_that_stay_what_they_are() {
+        let made = |method: &str, target: &str, fields: &[(&str, &str)]| {
+            let fields = fields.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes()));
+            let head = head_of_parts(method.as_bytes(), target.as_bytes(), b"h", fields);
+            head.map(|head| String::from_utf8(head).expect("text"))
+        };
+        let pseudo = [(":path", "/b"), ("accept", "*/*"), ("connection", "close")];
+        let expected = "GET /a?b HTTP/1.1\r\nhost: h\r\naccept: */*\r\n\r\n";
+        assert_eq!(made("GET", "/a?b", &pseudo).as_deref(), Some(expected));
+        let expected = "GET / HTTP/1.1\r\nHost: own\r\n\r\n";
+        assert_eq!(made("GET", "http://h", &[("Host", "own")]).as_deref(), Some(expected));
+        for (method, target, field) in [
+            ("", "/", ("a", "b")),
+            ("GET", "", ("a", "b")),
+            ("GET / HTTP/1.1\r\n", "/", ("a", "b")),
+            ("GET", "/ HTTP/1.1\r\nx-api-key: k", ("a", "b")),
+            ("GET", "/", ("a", "b\r\nx-api-key: k")),
+            ("GET", "/", ("a", "b\n")),
+            ("GET", "/", ("x-api-key: k\r\na", "b")),
+            ("GET", "/", ("x-api-key: k, a", "b")),
+            ("GET", "/", ("", "b")),
+        ] {
+            assert_eq!(made(method, target, &[field]), None, "{method} {target} {field:?}");
         }
     }
 

@@ -19,6 +19,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::Arc;
 
+/// The name in records and metrics of what applications ask by themselves, which is no route.
+pub const VERIFY: &str = "verify";
 /// Most parameters of one pattern.
 pub const PARAMS_MAX: usize = 16;
 /// A segment parameter in a shape.

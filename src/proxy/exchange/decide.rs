@@ -11,7 +11,7 @@ use super::heads::{self, ParsedHead};
 use super::verify::ApplicationCall;
 use super::{Decision, Exchange, Exchanged, ReadRequest, Server, spell};
 use crate::gate::Denied;
-use crate::policy::http::head::{check, escaped, split_head};
+use crate::policy::http::head::{Framing, check, escaped, split_head};
 use crate::policy::http::original::{OriginalSource, original_head, original_source};
 use crate::policy::keys::denial::{BadRequest, Denial};
 use crate::proxy::connection::Connection;
@@ -24,13 +24,19 @@ use crate::proxy::request::listener::empty;
 use crate::proxy::request::outcome::release_permits;
 use crate::proxy::response::reply::{DEGRADED, Reply};
 use crate::proxy::state::Proxy;
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 use smallvec::SmallVec;
 use std::sync::Arc;
 
 /// The body of a refusal again, for a proxy that passes no body on but can read fields.
 const X_KEYGATE_BODY: HeaderName = HeaderName::from_static("x-keygate-body");
+
+/// Where applications find the description of their calls.
+const DOCUMENT_PATH: &str = "/openapi.json";
+/// It is held against the calls by `tests/edge/verify.rs`.
+const DOCUMENT: &[u8] = include_bytes!("openapi.json");
 
 /// The call of the proxy.
 pub(super) struct Call {
@@ -72,6 +78,14 @@ pub(super) async fn serve(
             Err(denial) => exchange.refuse(&Denied::early(denial, None)).await,
         };
     }
+    if call_message.path == DOCUMENT_PATH {
+        // Neither logged nor counted, like the health check.
+        exchange.ctx.is_health_check = true;
+        return match document(&call_message, exchange.ctx) {
+            Ok(reply) => exchange.answer(&reply).await,
+            Err(denial) => exchange.refuse(&Denied::early(denial, None)).await,
+        };
+    }
     if let Some(application) = ApplicationCall::at(call_message.path) {
         exchange.message = call_message;
         return exchange.serve_application(application).await;
@@ -89,17 +103,35 @@ pub(super) async fn serve(
     }
 }
 
+/// The description of what applications call.
+fn document(call: &RequestMessage<'_>, ctx: &Ctx) -> Result<Reply, Denial> {
+    let body = match *call.method {
+        Method::GET => Bytes::from_static(DOCUMENT),
+        Method::HEAD => Bytes::new(),
+        _ => return Err(Denial::MethodNotAllowed("GET, HEAD".into())),
+    };
+    let mut reply = empty(StatusCode::OK, ctx);
+    reply.fields.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    reply.fields.insert(CONTENT_LENGTH, DOCUMENT.len().into());
+    Ok(Reply { body, ..reply })
+}
+
 /// The head of the request that a call asks about, in the form in which it would be forwarded.
 fn original(call: &[u8], fields_max: usize) -> Result<BytesMut, Denial> {
     let original = original_head(call).map_err(|bad| Denial::BadRequest(BadRequest::Original(bad)))?;
-    let sound = check(&original, fields_max)?;
-    let original = if sound.is_loose { escaped(&original).unwrap_or(original) } else { original };
-    let spelled = spell(BytesMut::from(original.as_slice()));
+    spelled(original, fields_max).map(|(head, _)| head)
+}
+
+/// A head that is not validated yet, in that form, and how its message ends.
+pub(super) fn spelled(head: Vec<u8>, fields_max: usize) -> Result<(BytesMut, Framing), Denial> {
+    let sound = check(&head, fields_max)?;
+    let head = if sound.is_loose { escaped(&head).unwrap_or(head) } else { head };
+    let spelled = spell(BytesMut::from(head.as_slice()));
     // As for any request: it was validated, so it has these parts.
     if split_head(&spelled).is_none() {
         return Err(Denial::BadRequest(BadRequest::Syntax));
     }
-    Ok(spelled)
+    Ok((spelled, sound.framing))
 }
 
 impl Exchange<'_> {
@@ -130,7 +162,7 @@ impl Exchange<'_> {
 
 impl Proxy {
     /// The answer to a call about a request that was admitted.
-    fn allowed(&self, ctx: &Ctx) -> pingora::Result<Reply> {
+    pub(super) fn allowed(&self, ctx: &Ctx) -> pingora::Result<Reply> {
         let mut reply = empty(StatusCode::OK, ctx);
         if let Some(route) = &ctx.route {
             tell_identity(&mut reply.fields, ctx.admission.as_ref(), route)?;

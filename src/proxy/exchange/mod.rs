@@ -9,6 +9,7 @@
 mod attempt;
 mod body;
 mod decide;
+pub(super) mod ext_authz;
 mod heads;
 mod pipe;
 mod refuse;
@@ -211,16 +212,10 @@ impl Exchange<'_> {
     }
 
     async fn admit(&mut self, proxy: &Proxy, permit: Permit) -> Result<(), Box<Denied>> {
-        if proxy.has_to_read_first(&self.message, self.ctx, &permit) {
-            let coding = coding_of(self.message.fields);
-            let max = proxy.limits.end_user_body_bytes;
-            let expects = self.message.fields.first(&EXPECT).is_some();
-            let read = read_ahead(self.client, self.connection, &mut self.body, max, expects);
-            let (permit, name) = proxy.read_body(self.ctx, permit, coding, read).await?;
-            return proxy.admit(&self.message, self.ctx, permit, name).await;
-        }
-        let name = permit.end_user().outside_body();
-        proxy.admit(&self.message, self.ctx, permit, name).await
+        let max = proxy.limits.end_user_body_bytes;
+        let expects = self.message.fields.first(&EXPECT).is_some();
+        let read = read_ahead(self.client, self.connection, &mut self.body, max, expects);
+        proxy.admit_reading(&self.message, self.ctx, permit, read).await
     }
 
     /// Reads the body and changes it, where that is needed.
@@ -409,6 +404,25 @@ impl Exchange<'_> {
     async fn write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
         self.client.write_all(bytes).await?;
         self.client.flush().await
+    }
+}
+
+impl Proxy {
+    /// Charges the limits and starts the usage record. `read` reads the body, where the admission depends on it.
+    async fn admit_reading(
+        &self,
+        message: &RequestMessage<'_>,
+        ctx: &mut Ctx,
+        permit: Permit,
+        read: impl Future<Output = Result<ReadAhead, Denial>>,
+    ) -> Result<(), Box<Denied>> {
+        if self.has_to_read_first(message, ctx, &permit) {
+            let coding = coding_of(message.fields);
+            let (permit, name) = self.read_body(ctx, permit, coding, read).await?;
+            return self.admit(message, ctx, permit, name).await;
+        }
+        let name = permit.end_user().outside_body();
+        self.admit(message, ctx, permit, name).await
     }
 }
 

@@ -129,10 +129,7 @@ impl HeaderPolicy {
         fields: &mut impl EditFields,
         context: &ForwardContext<'_>,
     ) -> pingora::Result<()> {
-        self.remove_spoofable(fields, context.trusted, &context.route.forward.pass);
-        if !context.route.keep_credential {
-            self.remove_credential(fields, &context.route.secret_from);
-        }
+        self.clean(fields, context.route, context.trusted);
         authenticate(fields, &context.credential);
         let mut values = ValueBuffer::new(ADDED_BYTES);
         match context.admission {
@@ -146,6 +143,15 @@ impl HeaderPolicy {
         fields.insert(X_REQUEST_ID, context.request_id.clone());
         forwarded(fields, context, &mut values)?;
         trace(fields, context, &mut values)
+    }
+
+    /// Removes what a client may not tell the backend of `route`, and the key unless the route keeps it. `trusted`: a trusted proxy
+    /// sent the request.
+    pub(in crate::proxy) fn clean(&self, fields: &mut impl EditFields, route: &Route, trusted: bool) {
+        self.remove_spoofable(fields, trusted, &route.forward.pass);
+        if !route.keep_credential {
+            self.remove_credential(fields, &route.secret_from);
+        }
     }
 
     /// Removes fields that only Keygate may set and fields that backends trust. Of the latter, those stay that the route

@@ -4,6 +4,7 @@
 //! what should be refused, and responds to invalid requests without a body. Here Pingora gets a request only if its
 //! head is unambiguous.
 
+use super::http2;
 use super::listen::Acceptor;
 use crate::envelope::last_answer;
 use crate::model::fault::Fault;
@@ -23,6 +24,8 @@ use tokio::io::AsyncWriteExt;
 
 /// Bytes of a head besides its target and its fields: method, version, line ends.
 const AROUND: usize = 64;
+/// What a client that speaks HTTP/2 sends first (RFC 9113, 3.4).
+const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Maximum bytes read and discarded after the last response.
 const LINGER_BYTES: usize = 64 * 1024 * 1024;
 
@@ -32,6 +35,8 @@ enum NextRequest {
     Request(ReadRequest),
     /// An invalid request, which is refused.
     Refused(Denial),
+    /// The client speaks HTTP/2, without TLS and with prior knowledge.
+    Http2,
     /// None: the client has disconnected, or the connection was closed.
     Nothing,
 }
@@ -51,6 +56,7 @@ pub(in crate::proxy) async fn serve(
             NextRequest::Refused(denial) => {
                 return refuse(acceptor, &mut client_stream, connection, &denial).await;
             }
+            NextRequest::Http2 => return http2::serve(acceptor, client_stream, connection).await,
             NextRequest::Nothing => return,
         };
         served += 1;
@@ -143,11 +149,16 @@ async fn next_request(
             }
             may_skip = false;
         }
-        if let Some(end) = find_end(client_stream.buffered(), searched) {
+        // Proxies that ask over gRPC come to the same address.
+        let may_be_http2 = first && acceptor.decides() && begins_http2(client_stream.buffered());
+        if may_be_http2 && client_stream.buffered().len() >= HTTP2_PREFACE.len() {
+            return NextRequest::Http2;
+        }
+        if let Some(end) = find_end(client_stream.buffered(), searched).filter(|_| !may_be_http2) {
             return take(client_stream, end, limits.fields);
         }
         let here = client_stream.buffered().len();
-        if is_malformed_prefix(client_stream.buffered(), searched) && !may_skip {
+        if is_malformed_prefix(client_stream.buffered(), searched) && !may_skip && !may_be_http2 {
             return NextRequest::Refused(Denial::BadRequest(BadRequest::Syntax));
         }
         if here > limits.uri_bytes + AROUND && memchr::memchr(b'\n', client_stream.buffered()).is_none() {
@@ -169,6 +180,12 @@ async fn next_request(
             Ok(0) | Err(_) => return NextRequest::Nothing,
         }
     }
+}
+
+/// Whether these bytes are the begin of HTTP/2, as far as they go.
+fn begins_http2(bytes: &[u8]) -> bool {
+    let here = bytes.len().min(HTTP2_PREFACE.len());
+    here > 0 && bytes[..here] == HTTP2_PREFACE[..here]
 }
 
 fn take(client_stream: &mut H1ClientStream, end: usize, fields_max: usize) -> NextRequest {

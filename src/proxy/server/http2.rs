@@ -4,6 +4,7 @@ use super::listen::Acceptor;
 use crate::proxy::connection::h1_stream::H1ClientStream;
 use crate::proxy::connection::h2_stream::H2ClientStream;
 use crate::proxy::connection::{CloseReason, Connection, Stage};
+use crate::proxy::exchange::ext_authz;
 use bytes::Bytes;
 use h2::server::{Builder, SendResponse};
 use h2::{Reason, RecvStream};
@@ -90,6 +91,15 @@ async fn serve_stream(
 ) {
     let registered = acceptor.connections.register_stream(&connection);
     let stream = registered.connection();
+    if acceptor.decides() {
+        let decided = ext_authz::serve(&acceptor.proxy, acceptor.limits.fields, request, respond, stream);
+        tokio::select! {
+            biased;
+            () = stream.closed() => {}
+            () = decided => {}
+        }
+        return;
+    }
     let session = H2ClientStream::session(request, respond, Arc::clone(stream));
     tokio::select! {
         biased;

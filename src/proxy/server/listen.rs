@@ -65,7 +65,7 @@ pub enum ListenerProtocol {
     Http2,
     /// TLS, with the protocol negotiated inside it.
     Tls(Arc<TlsContext>),
-    /// HTTP/1.1 from proxies that ask for decisions.
+    /// HTTP/1.1, and HTTP/2 with prior knowledge, from proxies and applications that ask for decisions.
     Decide,
 }
 
