@@ -12,6 +12,7 @@ use crate::model::server::HttpUrl;
 use std::path::Path;
 use std::sync::Arc;
 use tokio::runtime::Handle;
+use zeroize::Zeroizing;
 
 /// The parts that ask an identity provider, as far as the config has them.
 #[derive(Default)]
@@ -46,10 +47,8 @@ pub(super) fn start(
 }
 
 /// Checks that the configured files can be used.
-pub(super) fn check(config: &Config) -> Result<(), StartError> {
-    jwks(config)?;
-    introspection(config)?;
-    Ok(())
+pub(super) fn check(config: &Config) -> Vec<Result<(), StartError>> {
+    vec![jwks(config).map(drop), introspection(config).map(drop)]
 }
 
 /// Reads the key set of the identity provider once, if one is configured.
@@ -74,7 +73,7 @@ fn introspection(config: &Config) -> Result<Option<IntrospectionOptions>, StartE
     let Some(url) = &asked.url else { return Ok(None) };
     let keys = ["admin.introspection.url", "admin.introspection.ca_file"];
     let credentials = match (&asked.client_id, &asked.client_secret_file) {
-        (Some(id), Some(path)) => Some(Arc::new(ClientCredentials::new(id, &read_secret_value(path)?))),
+        (Some(id), Some(path)) => Some(Arc::new(ClientCredentials::new(id, &client_secret(path)?))),
         _ => None,
     };
     let ClaimNames { subject, workspace, role } = asked.claims.clone();
@@ -88,6 +87,11 @@ fn introspection(config: &Config) -> Result<Option<IntrospectionOptions>, StartE
         timeout: asked.timeout,
         max_concurrent: asked.max_concurrent,
     }))
+}
+
+fn client_secret(path: &Path) -> Result<Zeroizing<String>, StartError> {
+    let key = "admin.introspection.client_secret_file";
+    read_secret_value(path).map_err(|error| StartError::Identity(format!("{key}: {error}")))
 }
 
 fn client(url: &HttpUrl, ca: Option<&Path>, [url_key, ca_key]: [&str; 2]) -> Result<HttpClient, StartError> {

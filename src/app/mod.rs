@@ -6,6 +6,7 @@
 mod acme;
 mod admin_tokens;
 mod agreement;
+mod check;
 mod components;
 mod connections;
 mod counters;
@@ -34,6 +35,7 @@ mod watched;
 
 pub use admin_tokens::{auth, signer};
 pub use agreement::agreed_peppers;
+pub use check::check_files;
 pub use files::{
     FileError, LoadedSecret, peppers, read_secret, read_secret_value, signing_secret, write_private,
 };
@@ -131,10 +133,10 @@ pub enum StartError {
     )]
     TwoSigningKeys,
     /// TLS to clients cannot be set up.
-    #[error("{section}: {error}")]
+    #[error("{key}: {error}")]
     Tls {
-        /// The section of its listeners.
-        section: &'static str,
+        /// The config key.
+        key: String,
         /// The error.
         error: crate::server_tls::TlsError,
     },
@@ -261,16 +263,6 @@ pub struct InlineSecrets<'e> {
     pub signing: Option<&'e str>,
     /// Lines of `name: value` for the collector of traces.
     pub telemetry_headers: Option<&'e str>,
-}
-
-/// Checks that the configured files for backends, the collector, the identity provider and TLS can be used.
-pub fn check_files(config: &Config, inline: InlineSecrets<'_>) -> Result<(), StartError> {
-    upstreams::settings(config).map_err(StartError::Upstreams)?;
-    upstreams::encryption_keys(config, inline)?;
-    telemetry::collector(config, inline)?;
-    identity::check(config)?;
-    tls::check(config)?;
-    Ok(())
 }
 
 /// Builds and starts everything. `source` is where the config came from, if it can be read again.

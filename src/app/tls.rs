@@ -51,11 +51,11 @@ pub(super) fn watch(key: &'static str, tls: &TlsContext, files: &WatchedFiles) {
 }
 
 /// Checks that all files can be used.
-pub(super) fn check(config: &Config) -> Result<(), StartError> {
-    let metrics = Arc::new(Metrics::new().map_err(|error| StartError::System(error.to_string()))?);
-    of_proxy(config, &metrics)?;
-    of_admin(config, &metrics)?;
-    Ok(())
+pub(super) fn check(config: &Config) -> Vec<Result<(), StartError>> {
+    match Metrics::new().map(Arc::new) {
+        Ok(metrics) => vec![of_proxy(config, &metrics).map(drop), of_admin(config, &metrics).map(drop)],
+        Err(error) => vec![Err(StartError::System(error.to_string()))],
+    }
 }
 
 fn load(
@@ -63,5 +63,13 @@ fn load(
     settings: TlsSettings,
     metrics: &Arc<Metrics>,
 ) -> Result<Arc<TlsContext>, StartError> {
-    TlsContext::load(settings, Arc::clone(metrics)).map_err(|error| StartError::Tls { section, error })
+    let certificates = settings.certificates.clone();
+    TlsContext::load(settings, Arc::clone(metrics)).map_err(|error| {
+        // Of a folder, the error names the file in it.
+        let key = match certificates.iter().position(|path| error.path.starts_with(path)) {
+            Some(n) => format!("{section}.certificates[{n}]"),
+            None => format!("{section}.client_ca_file"),
+        };
+        StartError::Tls { key, error }
+    })
 }

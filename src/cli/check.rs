@@ -1,6 +1,6 @@
 //! `keygate check`
 
-use super::{ConfigArgs, Environment, Failure, inline_secrets, load, say, warnings};
+use super::{ConfigArgs, Environment, Failure, inline_secrets, load_with_files, say, warnings};
 use crate::app::{self, ConnectionCheck};
 use crate::config::Config;
 use clap::Args;
@@ -16,9 +16,7 @@ pub struct CheckArgs {
 }
 
 pub(super) fn run(args: &CheckArgs, environment: Environment<'_>) -> Result<(), Failure> {
-    let config = load(&args.config, environment)?;
-    crate::app::check_files(&config, inline_secrets(environment))
-        .map_err(|bad| Failure::Usage(bad.to_string()))?;
+    let config = load_with_files(&args.config, environment)?;
     for warning in warnings::of_listeners(&config) {
         eprintln!("warning: {warning}");
     }

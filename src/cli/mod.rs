@@ -29,7 +29,7 @@ mod warnings;
 mod workspaces;
 
 use crate::app::InlineSecrets;
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, ConfigPlaces};
 use crate::policy::text::plain_value::{lines, value};
 use clap::{Args, Parser, Subcommand};
 use std::ffi::OsString;
@@ -193,11 +193,31 @@ impl ConfigArgs {
 
 /// Loads the config. The environment overrides the file, and the file the defaults.
 fn load(args: &ConfigArgs, environment: Environment<'_>) -> Result<Config, Failure> {
+    load_with_places(args, environment).map(|(config, _)| config)
+}
+
+/// The same, and where its keys are written.
+fn load_with_places(
+    args: &ConfigArgs,
+    environment: Environment<'_>,
+) -> Result<(Config, ConfigPlaces), Failure> {
     let path = args.path(environment)?;
-    let config = Config::load(path.as_deref(), environment.variables, environment.host_name)
-        .map_err(Failure::Config)?;
-    crate::app::routes(&config)
-        .map_err(|bad| Failure::Usage(crate::app::StartError::Routes(bad).to_string()))?;
+    let (config, places) =
+        Config::load_with_places(path.as_deref(), environment.variables, environment.host_name)
+            .map_err(Failure::Config)?;
+    crate::app::routes(&config).map_err(|bad| {
+        let mistakes =
+            bad.into_iter().map(|bad| (format!("routes[{}].{}", bad.index, bad.field), bad.message));
+        Failure::Config(places.error(mistakes))
+    })?;
+    Ok((config, places))
+}
+
+/// The config, and every file that it names can be used.
+fn load_with_files(args: &ConfigArgs, environment: Environment<'_>) -> Result<Config, Failure> {
+    let (config, places) = load_with_places(args, environment)?;
+    crate::app::check_files(&config, inline_secrets(environment))
+        .map_err(|mistakes| Failure::Config(places.error(mistakes)))?;
     Ok(config)
 }
 

@@ -1,6 +1,6 @@
 //! `keygate run`
 
-use super::{ConfigArgs, Environment, Failure, inline_secrets, load, log, ready, warnings};
+use super::{ConfigArgs, Environment, Failure, inline_secrets, load_with_files, log, ready, warnings};
 use crate::app::{self, ConfigSource, Predecessor, ProcessContext, Signals, StartError};
 use clap::Args;
 use serde_json::Map;
@@ -33,8 +33,7 @@ fn source_name(path: Option<&Path>) -> String {
 pub(super) fn run(args: &RunArgs, environment: Environment<'_>) -> Result<(), Failure> {
     // First of all: an early signal waits, and does not kill the process silently.
     let mut signals = Signals::catch().map_err(Failure::failed)?;
-    let config = load(&args.config, environment)?;
-    app::check_files(&config, inline_secrets(environment)).map_err(|bad| Failure::Usage(bad.to_string()))?;
+    let config = load_with_files(&args.config, environment)?;
     log::init(&config.log);
     if config.routes.is_empty() {
         tracing::warn!(

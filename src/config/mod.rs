@@ -14,7 +14,9 @@ mod error;
 mod file;
 mod forward;
 mod introspection;
+mod listeners;
 mod meter;
+mod places;
 mod prices;
 mod raw_value;
 mod reader;
@@ -31,6 +33,7 @@ pub use acme::AcmeConfig;
 pub use credential::{CredentialConfig, CredentialSecret};
 pub use error::{ConfigError, Mistake};
 pub use introspection::IntrospectionConfig;
+pub use places::ConfigPlaces;
 pub use telemetry::TelemetryConfig;
 pub use texts::http_url;
 pub use types::*;
@@ -77,6 +80,15 @@ impl Config {
     /// Reads the file at `path`, if one is given, with the variables `env`, on the machine `host_name`. The file may be a
     /// pipe.
     pub fn load(path: Option<&Path>, env: &[(String, String)], host_name: &str) -> Result<Self, ConfigError> {
+        Self::load_with_places(path, env, host_name).map(|(config, _)| config)
+    }
+
+    /// The same, and where its keys are written.
+    pub fn load_with_places(
+        path: Option<&Path>,
+        env: &[(String, String)],
+        host_name: &str,
+    ) -> Result<(Self, ConfigPlaces), ConfigError> {
         let read = |path: &Path| File::open(path).and_then(|file| fileio::rest_of(&file, FILE_BYTES_MAX));
         Self::load_by(read, path, env, host_name)
     }
@@ -87,7 +99,8 @@ impl Config {
         env: &[(String, String)],
         host_name: &str,
     ) -> Result<Self, ConfigError> {
-        Self::load_by(|path| fileio::read_up_to(path, FILE_BYTES_MAX), path, env, host_name)
+        let read = |path: &Path| fileio::read_up_to(path, FILE_BYTES_MAX);
+        Self::load_by(read, path, env, host_name).map(|(config, _)| config)
     }
 
     fn load_by(
@@ -95,8 +108,8 @@ impl Config {
         path: Option<&Path>,
         env: &[(String, String)],
         host_name: &str,
-    ) -> Result<Self, ConfigError> {
-        let Some(path) = path else { return Self::parse("", "", env, host_name) };
+    ) -> Result<(Self, ConfigPlaces), ConfigError> {
+        let Some(path) = path else { return Self::parse_with_places("", "", env, host_name) };
         let name = path.display().to_string();
         let read = read(path).and_then(fileio::text_of);
         let why = |error: std::io::Error| match error.kind() {
@@ -104,7 +117,7 @@ impl Config {
             _ => format!("cannot be read: {error}"),
         };
         match read.map_err(why) {
-            Ok(text) => Self::parse(&text, &name, env, host_name),
+            Ok(text) => Self::parse_with_places(&text, &name, env, host_name),
             Err(message) => {
                 let mistake = Mistake { place: String::new(), line: None, message };
                 Err(ConfigError { file: name, mistakes: vec![mistake] })
@@ -120,6 +133,15 @@ impl Config {
         env: &[(String, String)],
         host_name: &str,
     ) -> Result<Self, ConfigError> {
+        Self::parse_with_places(text, file, env, host_name).map(|(config, _)| config)
+    }
+
+    fn parse_with_places(
+        text: &str,
+        file: &str,
+        env: &[(String, String)],
+        host_name: &str,
+    ) -> Result<(Self, ConfigPlaces), ConfigError> {
         let text = without_bom(text);
         let (table, syntax_errors) = DeTable::parse_recoverable(text);
         let mut reading = ConfigReader::new(text, env);

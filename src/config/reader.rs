@@ -5,6 +5,7 @@
 use super::credential::VARIABLES as CREDENTIALS;
 use super::did_you_mean::did_you_mean;
 use super::error::{ConfigError, Mistake};
+use super::places::{ConfigPlaces, KeyPlace, nearest};
 use super::types::KnownKey;
 use crate::policy::text::plain_value::{lines, value};
 use std::collections::{BTreeMap, BTreeSet};
@@ -122,7 +123,7 @@ impl<'a> ConfigReader<'a> {
     }
 
     fn note(&mut self, path: &str, message: String) {
-        match self.place_of(path) {
+        match nearest(&self.places, path).map(|(place, rest)| (place.clone(), rest)) {
             Some((SourceLocation::Variable(name), rest)) => {
                 let place = name + rest;
                 self.tell(Mistake { place, line: None, message });
@@ -224,10 +225,23 @@ impl<'a> ConfigReader<'a> {
         self.known
     }
 
-    /// `value`, if there was no mistake.
-    pub(super) fn finish<T>(mut self, file: &str, value: T) -> Result<T, ConfigError> {
+    /// Where all keys of `file` are written.
+    fn all_places(&self, file: &str) -> ConfigPlaces {
+        let place = |place: &SourceLocation| match place {
+            SourceLocation::Variable(name) => KeyPlace::Variable(name.clone()),
+            SourceLocation::File(byte) => {
+                let (line, column) = self.line_and_column(*byte);
+                KeyPlace::Line(line, column)
+            }
+        };
+        let keys = self.places.iter().map(|(key, at)| (key.clone(), place(at))).collect();
+        ConfigPlaces { file: file.to_owned(), keys }
+    }
+
+    /// `value`, if there was no mistake, and where its keys are written.
+    pub(super) fn finish<T>(mut self, file: &str, value: T) -> Result<(T, ConfigPlaces), ConfigError> {
         if self.mistakes.is_empty() {
-            return Ok(value);
+            return Ok((value, self.all_places(file)));
         }
         self.mistakes.sort_by_key(|mistake| mistake.line.unwrap_or((usize::MAX, 0)));
         if self.untold > 0 {
@@ -256,17 +270,6 @@ impl<'a> ConfigReader<'a> {
             self.mistakes.push(mistake);
         } else {
             self.untold += 1;
-        }
-    }
-
-    /// The place of `path`, or of the nearest enclosing key, and the part of `path` below that place.
-    fn place_of<'p>(&self, path: &'p str) -> Option<(SourceLocation, &'p str)> {
-        let mut end = path.len();
-        loop {
-            if let Some(place) = self.places.get(&path[..end]) {
-                return Some((place.clone(), &path[end..]));
-            }
-            end = path[..end].rfind(['.', '['])?;
         }
     }
 

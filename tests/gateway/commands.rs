@@ -149,6 +149,54 @@ fn a_config_file_in_the_working_directory_needs_no_argument() {
 }
 
 #[test]
+fn check_tells_of_every_file_that_cannot_be_used_where_its_name_is_written() {
+    let place = Installation::new();
+    let text = "\
+[proxy]
+listen_tls = ['127.0.0.1:0']
+certificates = ['good', 'no/certificate.pem']
+[admin]
+certificates = ['nonsense.pem']
+[admin.introspection]
+url = 'https://127.0.0.1/i'
+client_id = 'c'
+client_secret_file = 'no/secret'
+[secrets]
+encryption_key_file = 'no/key'
+[telemetry]
+endpoint = 'https://127.0.0.1:1'
+headers_file = 'no/headers'
+[[upstreams]]
+name = 'o'
+servers = ['127.0.0.1:1']
+protocol = 'http2'
+[upstreams.tls]
+enabled = true
+ca_file = 'no/ca'
+";
+    place.write("files.toml", text);
+    place.write("nonsense.pem", "nonsense");
+    let [_, certificate, key] = crate::files::authority();
+    place.write("good/fullchain.pem", certificate);
+    place.write("good/privkey.pem", key);
+    let output = keygate(&place.path(""), &["check", "--config", "files.toml"]);
+    assert_eq!(output.code, Some(64), "{output:?}");
+    let places = [
+        "files.toml:3:25 proxy.certificates[1]: no/certificate.pem: ",
+        "files.toml:5:17 admin.certificates[0]: nonsense.pem: ",
+        "files.toml:9:22 admin.introspection.client_secret_file: no/secret: ",
+        "files.toml:11:23 secrets.encryption_key_file: no/key: ",
+        "files.toml:14:16 telemetry.headers_file: no/headers: ",
+        "files.toml:21:11 upstreams[0].tls.ca_file: ",
+    ];
+    let lines: Vec<_> = output.stderr.lines().collect();
+    assert_eq!(lines.len(), places.len(), "{output:?}");
+    for (line, place) in lines.into_iter().zip(places) {
+        assert!(line.starts_with(place), "{line}\nis not at\n{place}");
+    }
+}
+
+#[test]
 fn check_finds_routes_that_cannot_be_and_is_content_with_the_documented_config() {
     let place = Installation::new();
     let route = |path: &str| format!("[[routes]]\npath = '{path}'\nupstream = 'o'\n");
@@ -156,7 +204,8 @@ fn check_finds_routes_that_cannot_be_and_is_content_with_the_documented_config()
     place.write("routes.toml", &format!("[[upstreams]]\nname = 'o'\nservers = ['127.0.0.1:1']\n{twice}"));
     let output = keygate(&place.path(""), &["check", "--config", "routes.toml"]);
     assert_eq!(output.code, Some(64), "{output:?}");
-    says(&output.stderr, &["routes[1].path: ", "routes[2].path: "]);
+    let places = ["routes.toml:8:8 routes[1].path: ", "routes.toml:11:8 routes[2].path: "];
+    assert!(output.stderr.lines().zip(places).all(|(line, place)| line.starts_with(place)), "{output:?}");
 
     let output = keygate(repository(), &["check", "--config", "conf/keygate.toml"]);
     assert_eq!(output.code, Some(0), "{output:?}");
