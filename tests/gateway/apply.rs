@@ -196,6 +196,63 @@ fn mistakes_of_files_are_told_at_once_and_change_nothing() {
 }
 
 #[test]
+fn a_key_may_be_made_disabled_and_enabled_later() {
+    let place = Installation::new();
+    let gateway = place.start();
+    let file = |is_active: &str| {
+        place.write(
+            "f.yaml",
+            format!("keys: [{{external_id: a, name: a, scopes: [app], is_active: {is_active}}}]"),
+        );
+    };
+    file("false");
+    place.done(&["apply", "-f", "f.yaml", "--yes", "--secrets-out", "s"]);
+    let made = secrets(&place, "s");
+    assert_eq!(
+        (status(&gateway, &made[0].1), &key(&place, "default", "a")["is_active"]),
+        (401, &json!(false))
+    );
+    assert_eq!(place.done(&["apply", "-f", "f.yaml", "--yes"]), "nothing to change");
+    file("true");
+    says(&place.done(&["apply", "-f", "f.yaml", "--yes"]), &["is_active: false -> true"]);
+    assert_eq!(status(&gateway, &made[0].1), 200);
+    file("null");
+    assert_eq!(place.done(&["apply", "-f", "f.yaml", "--yes"]), "nothing to change");
+}
+
+#[test]
+fn what_nothing_uses_is_pruned_when_asked_and_the_rest_stays_with_its_reason() {
+    let place = Installation::with("[plans.ours]\nmanaged = true\n");
+    let _gateway = place.start();
+    place.write("f.yaml", FILES);
+    place.done(&["apply", "-f", "f.yaml", "--yes", "--secrets-out", "s"]);
+    let plan = ["--api-ops-rate-limit", "5", "--end-user-quota", "5"];
+    place.done(&[&["plans", "set", "busy"][..], &plan].concat());
+    place.done(&["workspaces", "create", "full", "--plan", "busy"]);
+    place.make_key(&["--name", "by hand", "--workspace", "full", "--rate-limit", "5"]);
+    place.write("f.yaml", "keys: []");
+    says(&place.fails(64, &["apply", "-f", "f.yaml", "--yes", "--prune-empty"]), &["--prune"]);
+    let kept = place.done(&["apply", "-f", "f.yaml", "--yes", "--prune"]);
+    says(&kept, &["- key acme/a", "2 to delete"]);
+    assert!(!kept.contains("workspace"), "{kept}");
+    let done = place.command(&["apply", "-f", "f.yaml", "--yes", "--prune", "--prune-empty"]);
+    assert_eq!(done.code, Some(0), "{done:?}");
+    let reasons = [
+        "- workspace acme",
+        "- plan gold",
+        "= workspace full stays: it has 1 keys and 0 end users",
+        "= workspace default stays: calls that name no workspace use it",
+        "= plan busy stays: 1 workspaces use it",
+    ];
+    says(&done.stdout, &reasons);
+    // Only the gateway knows that the config file owns this one.
+    says(&done.stderr, &["plan ours stays: The config file manages plan ours", "2 changes made"]);
+    let plans = place.done(&["plans", "list", "--json"]);
+    assert!(!plans.contains("gold") && plans.contains("ours") && plans.contains("busy"), "{plans}");
+    assert!(!place.done(&["workspaces", "list", "--json"]).contains("acme"));
+}
+
+#[test]
 fn a_request_with_an_idempotency_key_makes_one_key_however_often_it_is_sent() {
     let place = Installation::new();
     let gateway = place.start();

@@ -1,7 +1,7 @@
 //! What has to change so that the gateway is what the files say.
 
 use super::files::{Desired, check_new_plan};
-use super::{OWNER, SECRET, marked};
+use super::{OWNER, SECRET, marked, prune};
 use crate::admin::input::{FieldError, UpdateKeyInput, UpdatePlanInput, UpdateWorkspaceInput};
 use crate::cli::Failure;
 use crate::cli::gateway::{ApiPath, Gateway};
@@ -14,6 +14,18 @@ use std::collections::BTreeSet;
 /// Everything that has to change, in the order in which it can.
 pub(super) struct Planned {
     pub(super) changes: Vec<Change>,
+    /// What the files do not name and stays all the same, with the reason.
+    pub(super) kept: Vec<String>,
+}
+
+/// What goes although no file says so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Prune {
+    Nothing,
+    /// Keys of the owner that the files do not name.
+    Keys,
+    /// Also workspaces and plans that the files do not name and nothing uses.
+    KeysAndEmpty,
 }
 
 /// One change.
@@ -31,6 +43,8 @@ pub(super) struct Change {
     pub(super) body: Map<String, Value>,
     /// Of a key, without the entries of its owner.
     pub(super) metadata: Map<String, Value>,
+    /// Of a new key: whether it can be used once its secret is on disk.
+    pub(super) is_active: bool,
     /// Field, before, after.
     fields: Vec<(String, Value, Value)>,
 }
@@ -54,7 +68,7 @@ pub(super) fn plan(
     gateway: &mut Gateway,
     desired: &Desired,
     owner: &str,
-    prune: bool,
+    prune: Prune,
 ) -> Result<Planned, Failure> {
     let mut changes = Vec::new();
     for (id, fields) in &desired.plans {
@@ -85,11 +99,15 @@ pub(super) fn plan(
         let found = if is_new { None } else { find_key(gateway, workspace, external)? };
         key(workspace, external, fields, found, owner, &mut changes)?;
     }
-    if prune {
-        prune_keys(gateway, desired, owner, &mut changes)?;
+    let mut kept = Vec::new();
+    if prune != Prune::Nothing {
+        let workspaces = prune::keys(gateway, desired, owner, &mut changes)?;
+        if prune == Prune::KeysAndEmpty {
+            prune::empty(gateway, desired, &workspaces, &mut changes, &mut kept)?;
+        }
     }
     gateway.workspace = None;
-    Ok(Planned { changes })
+    Ok(Planned { changes, kept })
 }
 
 fn find_key(gateway: &mut Gateway, workspace: &str, external: &str) -> Result<Option<Value>, Failure> {
@@ -119,10 +137,11 @@ fn key(
     }
     let Some(found) = found else {
         let mut body = fields.clone();
+        let is_active = body.remove("is_active").is_none_or(|is_active| is_active == true);
         body.insert("external_id".into(), json!(external));
         let path = ApiPath::of(&["apikeys"]);
         let change = Change::create("key", external, path, Method::POST, body);
-        changes.push(Change { workspace: workspace.to_owned(), metadata, ..change });
+        changes.push(Change { workspace: workspace.to_owned(), metadata, is_active, ..change });
         return Ok(());
     };
     for name in FIXED {
@@ -173,43 +192,6 @@ fn key(
     Ok(())
 }
 
-/// Keys of this owner that the files do not name.
-fn prune_keys(
-    gateway: &mut Gateway,
-    desired: &Desired,
-    owner: &str,
-    changes: &mut Vec<Change>,
-) -> Result<(), Failure> {
-    let mut workspaces = Vec::new();
-    gateway.workspace = None;
-    gateway.pages(&ApiPath::of(&["workspaces"]), |items| {
-        workspaces.extend(items.iter().filter_map(|item| item["id"].as_str().map(ToOwned::to_owned)));
-        Ok(true)
-    })?;
-    for workspace in workspaces {
-        gateway.workspace = Some(workspace.clone());
-        let path = ApiPath::of(&["apikeys"]).with("is_active", "any");
-        gateway.pages(&path, |keys| {
-            for found in keys {
-                let (id, external) = (found["id"].as_str(), found["external_id"].as_str());
-                let is_ours = found["metadata"][OWNER] == owner;
-                let (Some(id), Some(external), true) = (id, external, is_ours) else { continue };
-                if desired.keys.contains_key(&(workspace.clone(), external.to_owned())) {
-                    continue;
-                }
-                let path = ApiPath::of(&["apikeys", id]);
-                changes.push(Change {
-                    verb: Verb::Delete,
-                    workspace: workspace.clone(),
-                    ..Change::create("key", external, path, Method::DELETE, Map::new())
-                });
-            }
-            Ok(true)
-        })?;
-    }
-    Ok(())
-}
-
 /// The change of something that is there; none: it is what the files say. Fields that they do not name stay.
 fn changed(
     kind: &'static str,
@@ -240,7 +222,7 @@ fn changed(
 // === impl Change ===
 
 impl Change {
-    fn create(
+    pub(super) fn create(
         kind: &'static str,
         id: &str,
         path: ApiPath,
@@ -256,6 +238,7 @@ impl Change {
             create_by,
             body,
             metadata: Map::new(),
+            is_active: true,
             fields: Vec::new(),
         }
     }
@@ -329,6 +312,9 @@ impl Planned {
         }
         if output.json {
             return Ok(());
+        }
+        for kept in &self.kept {
+            output.line(&harmless(&format!("= {kept}")))?;
         }
         let count = |verb| self.changes.iter().filter(|change| change.verb == verb).count();
         if self.changes.is_empty() {

@@ -118,13 +118,20 @@ fn add(desired: &mut Desired, section: &str, mut fields: Map<String, Value>) -> 
                 Some(_) => text(&mut fields, "workspace_id")?,
             };
             let id: WorkspaceId = workspace.parse().map_err(|bad| format!("workspace_id: {bad}"))?;
-            if let Some(own) = ["is_active", "id", "api_key"].iter().find(|name| fields.contains_key(**name))
-            {
+            if let Some(own) = ["id", "api_key"].iter().find(|name| fields.contains_key(**name)) {
                 return Err(format!("{own}: cannot be set here"));
+            }
+            // A key is made active, and disabled afterwards.
+            let is_active = fields.remove("is_active").filter(|is_active| !is_active.is_null());
+            if is_active.as_ref().is_some_and(|is_active| !is_active.is_boolean()) {
+                return Err("is_active: must be true or false".into());
             }
             // An expiry that has passed may stay in a file.
             CreateKeyInput::read(&fields, &id, Timestamp::default()).map_err(as_text)?;
             let external = text(&mut fields, "external_id")?;
+            if let Some(is_active) = is_active {
+                fields.insert("is_active".into(), is_active);
+            }
             for name in ["description", "limits", "allowed_ips", "metadata"] {
                 if fields.get(name).is_some_and(Value::is_null) {
                     fields.insert(name.into(), empty(name));
@@ -184,6 +191,7 @@ keys:
   - {name: a, external_id: x, scopes: [app], colour: red}
   - {name: a, external_id: x, scopes: [app]}
   - {name: b, external_id: x, scopes: [app]}
+  - {name: d, external_id: y, scopes: [app], is_active: 1}
   - {name: c, scopes: [app]}
   - 7
 gadgets: [{}]
@@ -194,8 +202,9 @@ gadgets: [{}]
             "f.yaml: plans[1]: id: is required",
             "f.yaml: keys[0]: colour: ",
             "f.yaml: keys[2]: the files have this key twice",
-            "f.yaml: keys[3]: external_id: is required",
-            "f.yaml: keys[4]: must be a mapping of fields",
+            "f.yaml: keys[3]: is_active: must be true or false",
+            "f.yaml: keys[4]: external_id: is required",
+            "f.yaml: keys[5]: must be a mapping of fields",
             "f.yaml: gadgets[0]: is no section",
         ];
         assert_eq!(told.len(), expected.len(), "{told:#?}");

@@ -6,14 +6,15 @@
 
 mod changes;
 mod files;
+mod prune;
 mod secrets;
 
 use super::gateway::{self, ApiPath, Gateway, GatewayArgs};
 use super::output::Output;
 use super::{Environment, Failure};
-use changes::{Change, Planned, Verb};
+use changes::{Change, Planned, Prune, Verb};
 use clap::Args;
-use http::Method;
+use http::{Method, StatusCode};
 use secrets::{SecretsFile, SecretsFormat};
 use serde_json::{Map, Value, json};
 use std::io::{self, BufRead as _, IsTerminal as _};
@@ -39,10 +40,13 @@ pub struct ApplyArgs {
     /// Do not ask before changing something
     #[arg(long)]
     yes: bool,
-    /// Delete keys that this owner's files made and no longer name, in every workspace (needs the role platform). Plans and
-    /// workspaces are never deleted
+    /// Delete keys that this owner's files made and no longer name, in every workspace (needs the role platform)
     #[arg(long)]
     prune: bool,
+    /// With --prune: also delete workspaces that the files do not name and that have no keys and no end users, and plans that
+    /// they do not name and no workspace uses
+    #[arg(long, requires = "prune")]
+    prune_empty: bool,
     /// Who owns the keys that these files make: a name for each set of files
     #[arg(long, value_name = "NAME", default_value = "apply")]
     owner: String,
@@ -63,7 +67,7 @@ pub(super) fn run(args: &ApplyArgs, environment: Environment<'_>) -> Result<(), 
     }
     let desired = files::read(&args.files)?;
     gateway::with(&args.gateway, environment, |gateway, output| {
-        let planned = changes::plan(gateway, &desired, &args.owner, args.prune)?;
+        let planned = changes::plan(gateway, &desired, &args.owner, args.to_prune())?;
         planned.show(output)?;
         if args.dry_run {
             return if planned.changes.is_empty() { Ok(()) } else { Err(Failure::Differs) };
@@ -78,6 +82,16 @@ pub(super) fn run(args: &ApplyArgs, environment: Environment<'_>) -> Result<(), 
         confirm(args)?;
         carry_out(gateway, output, &planned, file, &args.owner)
     })
+}
+
+impl ApplyArgs {
+    const fn to_prune(&self) -> Prune {
+        match (self.prune, self.prune_empty) {
+            (false, _) => Prune::Nothing,
+            (true, false) => Prune::Keys,
+            (true, true) => Prune::KeysAndEmpty,
+        }
+    }
 }
 
 /// Asks on a terminal; elsewhere `--yes` is the answer.
@@ -108,36 +122,45 @@ fn carry_out(
     // Before the first key is made: a secret without a place would be lost.
     let mut secrets = secrets.map(SecretsFile::create).transpose()?;
     let all = planned.changes.len();
-    for (done, change) in planned.changes.iter().enumerate() {
-        let made = one(gateway, change, secrets.as_mut(), owner);
-        if let Err(failure) = made {
-            eprintln!(
-                "keygate: {}: {done} of {all} changes were made; a further run goes on from there",
-                change.told()
-            );
-            return Err(failure);
+    let mut made = 0;
+    for change in &planned.changes {
+        match one(gateway, change, secrets.as_mut(), owner) {
+            Ok(is_made) => made += u64::from(is_made),
+            Err(failure) => {
+                eprintln!(
+                    "keygate: {}: {made} of {all} changes were made; a further run goes on from there",
+                    change.told()
+                );
+                return Err(failure);
+            }
         }
     }
     if let Some(secrets) = secrets {
         eprintln!("the secrets are in {}, this once", secrets.path().display());
     }
     if !output.json {
-        eprintln!("{all} changes made");
+        eprintln!("{made} changes made");
     }
     Ok(())
 }
 
+/// Makes a change. Returns whether it was made: the gateway may keep what was to be deleted, and says why.
 fn one(
     gateway: &mut Gateway,
     change: &Change,
     secrets: Option<&mut SecretsFile>,
     owner: &str,
-) -> Result<(), Failure> {
+) -> Result<bool, Failure> {
     gateway.workspace = Some(change.workspace.clone()).filter(|id| !id.is_empty());
     let (method, body) = match change.verb {
         Verb::Delete => {
-            gateway.call(&Method::DELETE, &change.path, None)?;
-            return Ok(());
+            return match gateway.attempt(&Method::DELETE, &change.path, None, &[])? {
+                Err(refusal) if refusal.status == StatusCode::CONFLICT && prune::may_be_refused(change) => {
+                    eprintln!("{} stays: {refusal}", change.told());
+                    Ok(false)
+                }
+                deleted => deleted.map(|_| true).map_err(Into::into),
+            };
         }
         Verb::Create => (change.create_by.clone(), change.body.clone()),
         Verb::Change => (Method::PUT, change.body.clone()),
@@ -145,7 +168,7 @@ fn one(
     };
     if !change.makes_secret() {
         gateway.call(&method, &change.path, Some(&Value::Object(body)))?;
-        return Ok(());
+        return Ok(true);
     }
     let secrets = secrets.ok_or_else(|| Failure::Usage("--secrets-out is missing".into()))?;
     let mut body = body;
@@ -158,9 +181,12 @@ fn one(
     };
     secrets.add(&change.workspace, &change.id, id, secret)?;
     // Only now it is known to be on disk.
-    let delivered = json!({"metadata": marked(&change.metadata, owner, false)});
+    let mut delivered = json!({"metadata": marked(&change.metadata, owner, false)});
+    if !change.is_active {
+        delivered["is_active"] = json!(false);
+    }
     gateway.call(&Method::PUT, &ApiPath::of(&["apikeys", id]), Some(&delivered))?;
-    Ok(())
+    Ok(true)
 }
 
 /// The metadata of a key with the entries of its owner.
