@@ -40,7 +40,8 @@ dpkg -x ./*.deb "$stage/deb"
 for file in usr/bin/keygate etc/keygate/keygate.toml usr/lib/systemd/system/keygate.service; do [ -f "$stage/deb/$file" ]; done
 grep -q '^ExecStart=/usr/bin/keygate run$' "$stage/deb/usr/lib/systemd/system/keygate.service"
 if "$stage/deb/usr/bin/keygate" --version >/dev/null 2>&1; then
-    for file in man/man1/keygate.1.gz man/man1/keygate-keys-list.1.gz bash-completion/completions/keygate; do [ -s "$stage/deb/usr/share/$file" ]; done
+    for file in man/man1/keygate.1.gz man/man1/keygate-keys-list.1.gz bash-completion/completions/keygate zsh/vendor-completions/_keygate \
+        fish/vendor_completions.d/keygate.fish; do [ -s "$stage/deb/usr/share/$file" ]; done
 fi
 mkdir "$stage/state"
 config=$stage/deb/etc/keygate/keygate.toml

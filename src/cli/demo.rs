@@ -19,6 +19,8 @@ use std::time::Duration;
 const WORKSPACE: &str = "demo";
 /// How long the demo's admin token is valid.
 const TOKEN_TTL: Duration = Duration::from_hours(24);
+/// Where the random part of an id begins that tells the keys of demos apart.
+const NAME_FROM: usize = 24;
 /// The kinds of backends, and the path segments under which they are reached.
 const KINDS: [&str; 3] = ["app", "rag", "memory"];
 
@@ -111,7 +113,10 @@ async fn first_key(running: &Running, config: &Config) -> Result<(Secret, String
     let plan = running.store.plan(&plan_id).await.map_err(Failure::failed)?;
     let plan = plan.ok_or_else(|| Failure::failed(StoreError::NotFound("plan")))?.plan;
     let mut wanted = Map::new();
-    wanted.insert("name".into(), json!(format!("demo {}", now.as_secs())));
+    let id = KeyId::new(now);
+    // However soon the demo is started again on the same data, its name must be another.
+    let name = id.0.simple().to_string().split_off(NAME_FROM);
+    wanted.insert("name".into(), json!(format!("demo {name}")));
     wanted.insert("scopes".into(), json!(KINDS));
     wanted.insert("rate_limit".into(), json!(5));
     wanted.insert("description".into(), json!("made by keygate demo"));
@@ -120,8 +125,7 @@ async fn first_key(running: &Running, config: &Config) -> Result<(Secret, String
     let prefix = &config.secrets.prefix;
     let secret = Secret::generate(prefix, input.kind);
     let stored = credential(&secret, prefix, &running.peppers);
-    let key =
-        input.into_new_key(KeyId::new(now), workspace.clone(), &plan, stored).map_err(Failure::failed)?;
+    let key = input.into_new_key(id, workspace.clone(), &plan, stored).map_err(Failure::failed)?;
     let version = running.store.create_key(key, &by, now).await.map_err(Failure::failed)?.version;
     if !running.keyring.reach(version).await {
         return Err(Failure::Failed("the first key did not reach the keyring".into()));

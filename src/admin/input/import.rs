@@ -54,6 +54,8 @@ const OWN: &[&str] = &[
     "usage_count",
     "last_used_at",
 ];
+/// A secret with fewer characters has fewer than 128 bits, even if each is one of 64 and chosen at random.
+const SECRET_SHORT: usize = 22;
 /// The name that another system had for `multi_agent`.
 const CLUSTER: &str = "cluster";
 
@@ -114,6 +116,13 @@ impl ImportKeyInput {
                 }
                 if !is_active {
                     notes.push("is disabled".to_owned());
+                }
+                if let ImportedSecret::Plaintext(secret) = &secret
+                    && secret.expose().chars().count() < SECRET_SHORT
+                {
+                    notes.push(format!(
+                        "api_key has fewer than {SECRET_SHORT} characters and may be guessed: regenerate the key soon"
+                    ));
                 }
                 Ok(Self { input, id, is_active, secret, past, notes })
             }
@@ -330,6 +339,17 @@ mod tests {
         assert_eq!(key.key.kind.as_str(), "multi_agent");
         assert_eq!((notes.len(), &*key.credential.hint), (1, "sha256:abababab…"));
         assert_eq!(key.key.ceilings.rate_limit, 10, "no more than the plan's where none is asked for");
+    }
+
+    #[test]
+    fn a_short_secret_is_imported_with_a_warning() {
+        for (secret, is_short) in [("a".repeat(21), true), ("ä".repeat(21), true), ("a".repeat(22), false)] {
+            let notes = imported(json!({"name": "n", "scopes": [], "api_key": secret})).notes;
+            assert_eq!(notes.iter().any(|note| note.contains("may be guessed")), is_short, "{notes:?}");
+            assert!(notes.iter().all(|note| !note.contains(&secret)), "{notes:?}");
+        }
+        let digest = imported(json!({"name": "n", "scopes": [], "sha256": "ab".repeat(32)}));
+        assert_eq!(digest.notes, Vec::<String>::new(), "its length is unknown");
     }
 
     #[test]
