@@ -99,7 +99,8 @@ fn describes(schema: &Value, value: &Value, place: &str) {
     if let Value::Array(items) = value {
         items.iter().for_each(|item| describes(&schema["items"], item, place));
     }
-    let Value::Object(fields) = value else { return };
+    // What has no properties is described by words only.
+    let Some(fields) = value.as_object().filter(|_| schema.get("properties").is_some()) else { return };
     let (mut names, mut required) = names_of(schema);
     let mut found: Vec<_> = fields.keys().map(String::as_str).collect();
     for list in [&mut names, &mut required, &mut found] {
