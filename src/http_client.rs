@@ -34,6 +34,10 @@ pub enum HttpClientError {
     Url(String),
 }
 
+/// Which servers are trusted over TLS.
+#[derive(Clone)]
+pub struct HttpTrust(TlsConnector);
+
 /// A client of one service.
 pub struct HttpClient {
     url: HttpUrl,
@@ -47,18 +51,39 @@ pub struct HttpConnection {
     host: HeaderValue,
 }
 
+// === impl HttpTrust ===
+
+impl HttpTrust {
+    /// The certificates `ca` (PEM), or the system's roots.
+    pub fn new(ca: Option<&[u8]>) -> Result<Self, HttpClientError> {
+        connector(ca).map(Self)
+    }
+}
+
 // === impl HttpClient ===
 
 impl HttpClient {
     /// A client of the service at `url`, which trusts the certificates `ca` (PEM), or the system's roots.
     pub fn new(url: HttpUrl, ca: Option<&[u8]>) -> Result<Self, HttpClientError> {
+        let trust = if url.tls { Some(HttpTrust::new(ca)?) } else { None };
+        Self::of(url, trust)
+    }
+
+    /// A client of the service at `url`, one of several with the same trust.
+    pub fn trusting(url: HttpUrl, trust: &HttpTrust) -> Result<Self, HttpClientError> {
+        let trust = url.tls.then(|| trust.clone());
+        Self::of(url, trust)
+    }
+
+    fn of(url: HttpUrl, trust: Option<HttpTrust>) -> Result<Self, HttpClientError> {
         let bad = |error: &dyn fmt::Display| HttpClientError::Url(error.to_string());
         let host = HeaderValue::from_str(&url.authority()).map_err(|error| bad(&error))?;
-        let tls = if url.tls {
-            let name = ServerName::try_from(url.server.host.clone()).map_err(|error| bad(&error))?;
-            Some((connector(ca)?, name))
-        } else {
-            None
+        let tls = match trust {
+            Some(HttpTrust(connector)) => {
+                let name = ServerName::try_from(url.server.host.clone()).map_err(|error| bad(&error))?;
+                Some((connector, name))
+            }
+            None => None,
         };
         Ok(Self { url, host, tls })
     }

@@ -89,6 +89,8 @@ metrics! {
     admin_jwks_reads: IntCounterVec = "keygate_admin_jwks_reads_total", labels &["result"];
     /// Calls to the identity service about admin tokens, by what it said: valid, refused, or failed if there was no usable answer.
     admin_introspections: IntCounterVec = "keygate_admin_introspections_total", labels &["result"];
+    /// Sign-ins to the console that came back from the identity provider, by result: done, refused, or failed if it could not be used.
+    admin_oidc_sign_ins: IntCounterVec = "keygate_admin_oidc_sign_ins_total", labels &["result"];
     /// Approximate bytes of bodies in memory that clients or backends have not read yet.
     bytes_in_flight: IntGauge = "keygate_bytes_in_flight";
     /// Attempts to reach a backend that failed.

@@ -251,12 +251,22 @@ impl Auth {
 
     /// What `token` says at the instant `now`, if it is valid.
     pub(super) fn verify(&self, token: &str, now: Timestamp) -> Result<Claimed, NotVerified> {
+        let claims = self.verified_claims(token, now)?;
+        self.claimed(&claims, &self.claims).map_err(NotVerified::Refused)
+    }
+
+    /// The claims of `token`, if it is signed, ours and valid at the instant `now`.
+    pub(super) fn verified_claims(
+        &self,
+        token: &str,
+        now: Timestamp,
+    ) -> Result<Map<String, Value>, NotVerified> {
         let claims = self.signed_claims(token)?;
         if !self.is_ours(&claims) || !claims.contains_key("exp") {
             return Err(NotVerified::Refused(AdminError::of(Fault::TokenInvalid)));
         }
         self.check_times(&claims, now).map_err(NotVerified::Refused)?;
-        self.claimed(&claims, &self.claims).map_err(NotVerified::Refused)
+        Ok(claims)
     }
 
     /// Checks `exp` and `nbf`, if they are there.
@@ -365,7 +375,7 @@ impl Auth {
 }
 
 /// The claim with that name, which may be a path into nested objects: `realm_access.roles`.
-fn claim<'c>(claims: &'c Map<String, Value>, name: &str) -> Option<&'c Value> {
+pub(super) fn claim<'c>(claims: &'c Map<String, Value>, name: &str) -> Option<&'c Value> {
     if let Some(found) = claims.get(name) {
         return Some(found);
     }

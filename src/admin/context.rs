@@ -7,6 +7,7 @@ use super::idempotency::RequestsInFlight;
 use super::input::{FieldError, uncounted};
 use super::introspection::Introspection;
 use super::jwks::RemoteJwks;
+use super::oidc::Oidc;
 use crate::clock::{Clock, Timestamp};
 use crate::keyring::Keyring;
 use crate::metrics::Metrics;
@@ -54,6 +55,8 @@ pub struct AdminDeps {
     pub jwks: Option<Arc<RemoteJwks>>,
     /// The identity service that is asked about tokens; none: only the keys decide.
     pub introspection: Option<Arc<Introspection>>,
+    /// The identity provider that signs people in to the console; none: they need tokens.
+    pub oidc: Option<Arc<Oidc>>,
     /// The metrics.
     pub metrics: Arc<Metrics>,
     /// Whether this node is ready.

@@ -7,6 +7,7 @@
 //! *Invariant:* an answer that did not come, or cannot be understood, is 503 and never 401.
 
 use super::auth::{Auth, AuthClaims, Claimed, has_or_lists_all, seconds};
+use super::client_credentials::{ClientCredentials, sensitive};
 use super::error::AdminError;
 use super::input::{FieldError, json};
 use crate::clock::{Clock, Timestamp};
@@ -14,11 +15,8 @@ use crate::http_client::HttpClient;
 use crate::metrics::Metrics;
 use crate::model::fault::Fault;
 use crate::policy::text::form::percent_encoded;
-use arc_swap::ArcSwap;
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue};
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE};
 use http::{Request, StatusCode};
 use quick_cache::sync::Cache;
 use serde_json::{Map, Value};
@@ -51,12 +49,6 @@ pub struct IntrospectionOptions {
     pub max_concurrent: usize,
 }
 
-/// The credentials of an RFC 7662 client, as `Authorization` presents them.
-pub struct ClientCredentials {
-    id: String,
-    header: ArcSwap<HeaderValue>,
-}
-
 /// The service.
 pub struct Introspection {
     options: IntrospectionOptions,
@@ -83,33 +75,6 @@ struct Answer {
 
 /// Largest answer that is read, in bytes.
 const ANSWER_BYTES: usize = 64 * 1024;
-
-// === impl ClientCredentials ===
-
-impl ClientCredentials {
-    /// The client `id` with this secret.
-    pub fn new(id: &str, secret: &str) -> Self {
-        Self { id: id.to_owned(), header: ArcSwap::from_pointee(basic(id, secret)) }
-    }
-
-    /// Replaces the secret.
-    pub fn replace(&self, secret: &str) {
-        self.header.store(Arc::new(basic(&self.id, secret)));
-    }
-}
-
-/// HTTP Basic as RFC 6749 (2.3.1) has it: id and secret are form-encoded first.
-fn basic(id: &str, secret: &str) -> HeaderValue {
-    let both = Zeroizing::new(format!("{}:{}", percent_encoded(id), percent_encoded(secret)));
-    let text = Zeroizing::new(format!("Basic {}", STANDARD.encode(&*both)));
-    sensitive(&text).unwrap_or_else(|| HeaderValue::from_static(""))
-}
-
-fn sensitive(text: &str) -> Option<HeaderValue> {
-    let mut value = HeaderValue::from_str(text).ok()?;
-    value.set_sensitive(true);
-    Some(value)
-}
 
 // === impl Introspection ===
 
@@ -237,7 +202,7 @@ impl Introspection {
         let request = if let Some(credentials) = &self.options.credentials {
             let form = format!("token={}&token_type_hint=access_token", percent_encoded(token));
             Request::post(target)
-                .header(AUTHORIZATION, HeaderValue::clone(&credentials.header.load()))
+                .header(AUTHORIZATION, credentials.basic())
                 .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
                 .header(ACCEPT, "application/json")
                 .body(form.into())

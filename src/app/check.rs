@@ -12,8 +12,11 @@ pub fn check_files(config: &Config, inline: InlineSecrets<'_>) -> Result<(), Vec
         error => error.to_string(),
     };
     all.extend(upstreams::encryption_keys(config, inline).err().map(of_keys));
-    let more =
-        [vec![telemetry::collector(config, inline).map(drop)], identity::check(config), tls::check(config)];
+    let more = [
+        vec![telemetry::collector(config, inline).map(drop)],
+        identity::check(config, inline),
+        tls::check(config),
+    ];
     all.extend(more.into_iter().flatten().filter_map(|checked| checked.err().map(|error| error.to_string())));
     let parts = |text: String| match text.split_once(": ") {
         Some((key, why)) => (key.to_owned(), why.to_owned()),

@@ -401,6 +401,7 @@ pub(super) fn admin_server(
         auth: Arc::clone(&core.auth),
         jwks: identity.jwks,
         introspection: identity.introspection,
+        oidc: identity.oidc,
         metrics: Arc::clone(&core.metrics),
         readiness,
         reload,

@@ -23,7 +23,7 @@ pub struct ConnectionCheck {
     pub result: Result<Option<String>, String>,
 }
 
-/// Tries the database, Redis, the key set of the identity provider, and every server of every upstream. Nothing is changed.
+/// Tries the database, Redis, the identity providers, and every server of every upstream. Nothing is changed.
 pub async fn check_connections(
     config: &Config,
     inline: InlineSecrets<'_>,
@@ -39,6 +39,10 @@ pub async fn check_connections(
     }
     if let Some(result) = identity::check_key_set(config).await? {
         checks.push(ConnectionCheck { what: "admin.jwt.jwks_url".into(), result: result.map(|()| None) });
+    }
+    let sign_in = identity::check_sign_in(config, inline, Arc::clone(&clock), Arc::clone(&metrics));
+    if let Some(result) = sign_in.await? {
+        checks.push(ConnectionCheck { what: "admin.oidc.issuer".into(), result: result.map(|()| None) });
     }
     upstreams::encryption_keys(config, inline)?;
     for settings in upstreams::settings(config).map_err(StartError::Upstreams)? {

@@ -261,6 +261,8 @@ pub struct InlineSecrets<'e> {
     pub encryption_keys: Option<&'e str>,
     /// The secret for admin tokens.
     pub signing: Option<&'e str>,
+    /// The secret of the console at its identity provider.
+    pub oidc_client: Option<&'e str>,
     /// Lines of `name: value` for the collector of traces.
     pub telemetry_headers: Option<&'e str>,
 }
@@ -346,7 +348,7 @@ pub fn start(
     let (listener, admin_address) = listen_admin(config, &upgrade_state, &admin_runtime, &admin_at)?;
     let takes_over = around.predecessor.is_some();
     let socket = components::admin_socket(config, takes_over, &admin_runtime)?;
-    let identity = identity::start(config, &core, &files, io.handle())?;
+    let identity = identity::start(config, inline, &core, &files, io.handle())?;
     let reloading = (Arc::clone(&reloader), &*files);
     let counts = (&keyring, Arc::clone(&counters));
     let server = components::admin_server(

@@ -4,7 +4,7 @@
 
 use crate::config::{
     AcmeConfig, AdminConfig, Config, CountersConfig, DecideConfig, EndUsersConfig, IntrospectionConfig,
-    JwtConfig, KeyringConfig, LogConfig, NodeConfig, ProxyConfig, SecretsConfig, StoreConfig,
+    JwtConfig, KeyringConfig, LogConfig, NodeConfig, OidcConfig, ProxyConfig, SecretsConfig, StoreConfig,
     TelemetryConfig, UsageConfig,
 };
 
@@ -33,13 +33,15 @@ pub(super) fn changed(old: &Config, new: &Config) -> Vec<String> {
             trust_request_id rate_limit_headers health_path redirect_to_https errors drain_delay drain_idle drain_timeout upgrade_timeout;;
         "admin" |c| &c.admin, AdminConfig:
             listen certificates socket socket_mode threads max_body_bytes max_connections max_connections_per_address create_workspaces default_plan base_path error_text
-            cors_origins cors_credentials metrics_token_file; jwt introspection;;
+            cors_origins cors_credentials metrics_token_file; jwt introspection oidc;;
         "decide" |c| &c.decide, DecideConfig: listen token_file hold_timeout max_holds;;
         "admin.jwt" |c| &c.admin.jwt, JwtConfig:
             keys = "hs256_secret_file or jwks_file or jwks_url" jwks_ca_file jwks_refresh jwks_retry jwks_max_stale algorithms issuer audience require roles default_role
             workspace_header_subjects leeway claims;;
         "admin.introspection" |c| &c.admin.introspection, IntrospectionConfig:
             url ca_file client_id client_secret_file require cache cache_entries timeout max_concurrent claims;;
+        "admin.oidc" |c| &c.admin.oidc, OidcConfig:
+            issuer ca_file client_id client_secret_file public_url scopes groups timeout claims;;
         "acme" |c| &c.acme, AcmeConfig: domains directory ca_file contact agree_to_terms folder;;
         "secrets" |c| &c.secrets, SecretsConfig: prefix pepper_file encryption_key_file;;
         "store" |c| &c.store, StoreConfig:
@@ -86,10 +88,11 @@ mod tests {
     use crate::config::{KnownKey, known_keys};
 
     /// Keys that others depend on.
-    const BASES: [&str; 8] = [
+    const BASES: [&str; 9] = [
         "[telemetry]\nendpoint = \"https://h:1\"\n",
         "[admin.jwt]\njwks_url = \"https://h/jwks\"\nalgorithms = [\"EdDSA\"]\n",
         "[admin.introspection]\nurl = \"https://h/i\"\nclient_id = \"i\"\nclient_secret_file = \"s\"\n",
+        "[admin.oidc]\nissuer = \"https://h\"\nclient_id = \"i\"\npublic_url = \"https://p\"\ngroups = [\"g=platform\"]\n",
         "[admin.jwt]\njwks_file = \"j\"\nalgorithms = [\"EdDSA\"]\n",
         "[proxy]\ncertificates = [\"c\"]\nclient_ca_file = \"ca\"\ntrusted_proxies = [\"10.0.0.0/8\"]\n[plans.default]\n[plans.b]\n",
         "[proxy]\nlisten_tls = [\"127.0.0.1:1\"]\ncertificates = [\"c\"]\n[acme]\nagree_to_terms = true\n",
@@ -124,7 +127,7 @@ mod tests {
         "redis://x",
     ];
     /// Keys that need other values than those.
-    const MORE: [(&str, &str); 19] = [
+    const MORE: [(&str, &str); 23] = [
         ("acme.directory", "https://h/directory"),
         ("acme.contact", "a@b"),
         ("proxy.rate_limit_headers", "ratelimit"),
@@ -142,6 +145,10 @@ mod tests {
         ("admin.jwt.jwks_url", "https://h/other"),
         ("admin.introspection.url", "http://localhost/i"),
         ("admin.introspection.require", "a=b"),
+        ("admin.oidc.issuer", "https://other"),
+        ("admin.oidc.public_url", "https://other"),
+        ("admin.oidc.scopes", "openid,x"),
+        ("admin.oidc.groups", "a=admin@b"),
         ("admin.jwt.roles", "a=admin"),
         ("admin.jwt.default_role", "viewer"),
     ];

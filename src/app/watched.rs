@@ -70,11 +70,16 @@ impl WatchedFiles {
         files
     }
 
-    /// The secret of the identity service's client in the file at `path`.
-    pub(super) fn add_client_secret(&self, path: &Path, credentials: &Arc<ClientCredentials>) {
+    /// The secret of a client of an identity provider in the file at `path`, which `key` names.
+    pub(super) fn add_client_secret(
+        &self,
+        key: &'static str,
+        path: &Path,
+        credentials: &Arc<ClientCredentials>,
+    ) {
         let (path, credentials) = (path.to_owned(), Arc::clone(credentials));
         let text = move || read_secret_value(&path).map_err(|error| error.to_string());
-        self.add_changing("admin.introspection.client_secret_file", text, move |text| {
+        self.add_changing(key, text, move |text| {
             credentials.replace(text);
             Ok(())
         });
@@ -150,6 +155,7 @@ impl StartFile {
         named.push(("telemetry.ca_file", config.telemetry.ca_file.as_deref()));
         named.push(("admin.jwt.jwks_ca_file", config.admin.jwt.jwks_ca_file.as_deref()));
         named.push(("admin.introspection.ca_file", config.admin.introspection.ca_file.as_deref()));
+        named.push(("admin.oidc.ca_file", config.admin.oidc.ca_file.as_deref()));
         if let StoreLocation::Postgres(url) = &config.store.location {
             named.push(("store.url", url.root_certificate.as_deref()));
         }

@@ -237,6 +237,7 @@ fn inline_secrets(environment: Environment<'_>) -> InlineSecrets<'_> {
         peppers: of("KEYGATE_SECRETS_PEPPERS"),
         encryption_keys: of("KEYGATE_SECRETS_ENCRYPTION_KEYS"),
         signing: of("KEYGATE_ADMIN_JWT_HS256_SECRET"),
+        oidc_client: of("KEYGATE_ADMIN_OIDC_CLIENT_SECRET"),
         telemetry_headers: of("KEYGATE_TELEMETRY_HEADERS"),
     }
 }

@@ -2,6 +2,7 @@
 
 use super::acme::AcmeConfig;
 use super::introspection::IntrospectionConfig;
+use super::oidc::OidcConfig;
 use super::telemetry::TelemetryConfig;
 use super::types::{
     AdminConfig, AdminSocket, AdminSocketMode, ClaimNames, ClientCertificates, Config, CountersConfig,
@@ -145,6 +146,7 @@ impl Default for AdminConfig {
             metrics_token_file: None,
             jwt: JwtConfig::default(),
             introspection: IntrospectionConfig::default(),
+            oidc: OidcConfig::default(),
         }
     }
 }

@@ -8,6 +8,7 @@ use super::end_user::{EndUserChoice, EndUserSources};
 use super::forward::{ForwardFile, forward};
 use super::introspection::introspection;
 use super::meter::{MeterFile, meter};
+use super::oidc::oidc;
 use super::prices::{PriceFile, price};
 use super::rule::{ByteSize, Flag, Integer, OrEmpty, ParsedText, Text, Word, quote};
 use super::section::Section;
@@ -225,6 +226,7 @@ fn admin(s: &mut Section<'_, '_>) -> (AdminConfig, JwtKeyFiles) {
     let d = AdminConfig::default();
     let (jwt, jwt_keys) = s.table("jwt", jwt);
     let introspection = s.table("introspection", introspection);
+    let oidc = s.table("oidc", oidc);
     let admin = AdminConfig {
         listen: s.value("listen", &LISTEN, d.listen),
         certificates: s.list("certificates", &FILE, 0..=1_000, d.certificates),
@@ -247,6 +249,7 @@ fn admin(s: &mut Section<'_, '_>) -> (AdminConfig, JwtKeyFiles) {
         metrics_token_file: s.value("metrics_token_file", &OrEmpty(FILE), d.metrics_token_file),
         jwt,
         introspection,
+        oidc,
     };
     (admin, jwt_keys)
 }
@@ -520,7 +523,7 @@ const ROLE: ParsedText<String> = ParsedText {
 };
 
 /// The roles of the admin API.
-const ROLES: [&str; 3] = ["viewer", "admin", "platform"];
+pub(super) const ROLES: [&str; 3] = ["viewer", "admin", "platform"];
 
 fn pair(text: &str) -> Option<(String, String)> {
     let (name, value) = text.split_once('=')?;

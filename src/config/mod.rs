@@ -16,6 +16,7 @@ mod forward;
 mod introspection;
 mod listeners;
 mod meter;
+mod oidc;
 mod places;
 mod prices;
 mod raw_value;
@@ -33,9 +34,9 @@ pub use acme::AcmeConfig;
 pub use credential::{CredentialConfig, CredentialSecret};
 pub use error::{ConfigError, Mistake};
 pub use introspection::IntrospectionConfig;
+pub use oidc::{OidcClaimNames, OidcConfig, OidcGroup};
 pub use places::ConfigPlaces;
 pub use telemetry::TelemetryConfig;
-pub use texts::http_url;
 pub use types::*;
 pub use upstream::{
     ClientCertificate, HealthCheck, HealthConfig, RetryConfig, ServerConfig, TlsConfig, UpstreamConfig,
@@ -56,6 +57,7 @@ pub const PROGRAM_VARIABLES: &[&str] = &[
     "KEYGATE_SECRETS_PEPPERS",
     "KEYGATE_SECRETS_ENCRYPTION_KEYS",
     "KEYGATE_ADMIN_JWT_HS256_SECRET",
+    "KEYGATE_ADMIN_OIDC_CLIENT_SECRET",
     "KEYGATE_TELEMETRY_HEADERS",
     "KEYGATE_CONFIG",
     "KEYGATE_ADMIN_URL",

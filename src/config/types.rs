@@ -4,6 +4,7 @@
 
 use super::acme::AcmeConfig;
 use super::introspection::IntrospectionConfig;
+use super::oidc::OidcConfig;
 use super::telemetry::TelemetryConfig;
 use super::upstream::UpstreamConfig;
 use crate::model::fault::{ErrorForm, ErrorText};
@@ -203,6 +204,8 @@ pub struct AdminConfig {
     pub jwt: JwtConfig,
     /// The identity service that is asked about them.
     pub introspection: IntrospectionConfig,
+    /// The identity provider that signs people in to the console.
+    pub oidc: OidcConfig,
 }
 
 /// The place of the Unix socket of the admin API.

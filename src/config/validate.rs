@@ -10,6 +10,7 @@ use super::forward::checked_cors;
 use super::introspection;
 use super::listeners;
 use super::meter::checked_meter;
+use super::oidc;
 use super::prices;
 use super::reader::{ConfigReader, quoted};
 use super::telemetry;
@@ -41,6 +42,7 @@ pub(super) fn validate(file: ConfigFile, host_name: &str, reading: &mut ConfigRe
     headers_differ(&config.proxy, reading);
     config.admin.jwt = jwt(config.admin.jwt, file.jwt_keys, reading);
     introspection::check(&config.admin.introspection, reading);
+    oidc::check(&config.admin.oidc, reading);
     acme::check(&config.acme, &config.proxy, reading);
     pepper_is_not_the_token_secret(&config, reading);
     intervals_and_sizes(&config, reading);

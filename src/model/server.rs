@@ -70,6 +70,11 @@ impl HttpUrl {
             _ => shown,
         }
     }
+
+    /// The URL as browsers write it: without the port if it is the scheme's.
+    pub fn location(&self) -> String {
+        format!("http{}://{}{}", if self.tls { "s" } else { "" }, self.authority(), self.target)
+    }
 }
 
 impl fmt::Display for HttpUrl {

@@ -473,6 +473,21 @@ pub trait Ledger: Send + Sync + 'static {
     ) -> Result<RecordPage, StoreError>;
 }
 
+/// How a sign-in to the console ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SignIn {
+    /// Somebody is in.
+    Done {
+        /// What their identity provider calls them, if one was asked.
+        name: Option<String>,
+    },
+    /// Nobody is, for this reason.
+    Refused {
+        /// A word, such as `token_expired`.
+        reason: String,
+    },
+}
+
 /// The audit log.
 #[async_trait]
 pub trait Audit: Send + Sync + 'static {
@@ -485,10 +500,11 @@ pub trait Audit: Send + Sync + 'static {
         at: Timestamp,
     ) -> Result<(), StoreError>;
 
-    /// Adds a line: somebody has signed in to the console, with a token of this workspace or of the platform.
+    /// Adds a line: a sign-in to the console of this workspace or of the platform ended so.
     async fn note_sign_in(
         &self,
         workspace: Option<&WorkspaceId>,
+        ended: &SignIn,
         by: &Actor,
         at: Timestamp,
     ) -> Result<(), StoreError>;

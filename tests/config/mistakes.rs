@@ -313,6 +313,41 @@ const MISTAKES: &[(&str, &str)] = &[
         "1:35 admin.introspection.claims.role: must not be the same claim as admin.introspection.claims.subject",
     ),
     (
+        "[admin.oidc]\nissuer = \"https://id\"\npublic_url = \"https://k\"\ngroups = [\"g=platform\"]",
+        "2:10 admin.oidc.issuer: needs admin.oidc.client_id",
+    ),
+    (
+        "[admin.oidc]\nissuer = \"https://id\"\nclient_id = \"c\"\ngroups = [\"g=platform\"]",
+        "2:10 admin.oidc.issuer: needs admin.oidc.public_url",
+    ),
+    (
+        "[admin.oidc]\nissuer = \"https://id\"\nclient_id = \"c\"\npublic_url = \"https://k\"",
+        "2:10 admin.oidc.issuer: needs admin.oidc.groups: without one, nobody can sign in",
+    ),
+    ("admin.oidc.client_secret_file = \"s\"", "1:33 admin.oidc.client_secret_file: needs admin.oidc.issuer"),
+    ("admin.oidc.groups = [\"g=platform\"]", "1:21 admin.oidc.groups: needs admin.oidc.issuer"),
+    (
+        "admin.oidc.ca_file = \"ca\"",
+        "1:22 admin.oidc.ca_file: needs an admin.oidc.issuer that begins with https",
+    ),
+    ("admin.oidc.scopes = [\"profile\"]", "1:21 admin.oidc.scopes: must contain \"openid\""),
+    (
+        "admin.oidc.issuer = \"http://id.example\"",
+        "1:21 admin.oidc.issuer: must be an https URL without a user, a query or a fragment, such as \"https://id.example/realms/staff\"; http only to localhost, 127.0.0.1 or [::1], or \"\" for none",
+    ),
+    (
+        "admin.oidc.public_url = \"https://k.example/console\"",
+        "1:25 admin.oidc.public_url: must be an https URL without a path, such as \"https://keygate.example\"; http only to localhost, 127.0.0.1 or [::1], or \"\" for none",
+    ),
+    (
+        "admin.oidc.groups = [\"g=admin\"]",
+        "1:22 admin.oidc.groups[0]: must be \"GROUP=ROLE@WORKSPACE\" with a role of viewer, admin, such as \"shop-team=admin@shop\", or \"GROUP=platform\"",
+    ),
+    (
+        "admin.oidc.groups = [\"g=platform@w\"]",
+        "1:22 admin.oidc.groups[0]: must be \"GROUP=ROLE@WORKSPACE\" with a role of viewer, admin, such as \"shop-team=admin@shop\", or \"GROUP=platform\"",
+    ),
+    (
         "[admin.jwt]\njwks_file = \"j\"\nhs256_secret_file = \"s\"",
         "2:13 admin.jwt.jwks_file: must be \"\" while admin.jwt.hs256_secret_file is set; only one of them counts",
     ),

@@ -4,7 +4,7 @@ use crate::place::workspace_id;
 use crate::place::{Place, T0, after, credential, everything, new_key, page, plan, plan_id, someone};
 use keygate::model::id::WorkspaceId;
 use keygate::store::{
-    Actor, AuditFilter, AuditRecord, EndUserAdmission, KeyPatch, PlanPatch, WorkspacePatch,
+    Actor, AuditFilter, AuditRecord, EndUserAdmission, KeyPatch, PlanPatch, SignIn, WorkspacePatch,
 };
 use serde_json::json;
 
@@ -43,9 +43,10 @@ pub(crate) async fn every_act_leaves_a_line(place: Place) {
     let before = place.version().await.unwrap();
     place.note_reload("node-1", changes.clone(), &by, T0).await.unwrap();
     assert!(place.version().await.unwrap() > before);
-    // A sign-in belongs to the workspace of the token, or to the platform if it has none.
-    place.note_sign_in(Some(&w), &by, T0).await.unwrap();
-    place.note_sign_in(None, &by, T0).await.unwrap();
+    // A sign-in belongs to the workspace of the token, or to the platform if it has none; a refused one to the platform.
+    place.note_sign_in(Some(&w), &SignIn::Done { name: Some("Ada".into()) }, &by, T0).await.unwrap();
+    place.note_sign_in(None, &SignIn::Done { name: None }, &by, T0).await.unwrap();
+    place.note_sign_in(None, &SignIn::Refused { reason: "no\0group".into() }, &by, T0).await.unwrap();
     // In the order of the writes, although nearly all have the same time.
     let of_workspace = lines(&place, Some(&w)).await;
     assert_eq!(
@@ -61,10 +62,14 @@ pub(crate) async fn every_act_leaves_a_line(place: Place) {
             "workspace.create"
         ]
     );
+    assert_eq!(of_workspace[0].changes, json!({"name": "Ada"}));
     let of_platform = lines(&place, None).await;
+    assert_eq!(of_platform[0].changes, json!({"reason": "no\u{fffd}group"}));
+    assert_eq!((&of_platform[1].changes, &*of_platform[1].target), (&json!({}), "eve"));
     assert_eq!(
         actions(&of_platform),
         [
+            "console.sign_in_refused",
             "console.sign_in",
             "config.reload",
             "plan.delete",
@@ -79,9 +84,9 @@ pub(crate) async fn every_act_leaves_a_line(place: Place) {
     assert_eq!((line.at, &line.target, line.workspace_id.as_ref()), (after(1), &id.to_string(), Some(&w)));
     assert_eq!((&*line.subject, &*line.role), ("eve", "platform"));
     assert_eq!((line.address, line.request_id.as_deref()), (by.address, Some("r-1")));
-    assert_eq!((&*of_platform[1].target, of_platform[1].workspace_id.as_ref()), ("node-1", None));
-    assert_eq!((&of_platform[1].changes, &*of_platform[1].subject), (&json!(changes), "eve"));
-    assert_eq!((&*of_platform[2].target, of_platform[2].workspace_id.as_ref()), ("q", None));
+    assert_eq!((&*of_platform[2].target, of_platform[2].workspace_id.as_ref()), ("node-1", None));
+    assert_eq!((&of_platform[2].changes, &*of_platform[2].subject), (&json!(changes), "eve"));
+    assert_eq!((&*of_platform[3].target, of_platform[3].workspace_id.as_ref()), ("q", None));
 }
 
 pub(crate) async fn an_update_says_from_what_to_what(place: Place) {

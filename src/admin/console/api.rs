@@ -1,9 +1,10 @@
 //! Calls of the admin API, within the process.
 //!
-//! *Invariant:* the console reads and writes only through these calls, with the token of its visitor. What a role may do, which
+//! *Invariant:* the console reads and writes only through these calls, as its visitor. What a role may do, which
 //! workspace it sees, what is valid and what is audited are therefore decided in one place, for pages as for programs.
 
-use crate::admin::caller::WORKSPACE;
+use crate::admin::auth::Identity;
+use crate::admin::caller::{SignedIn, WORKSPACE};
 use crate::admin::cursor;
 use crate::admin::input::FieldError;
 use crate::model::fault::Lang;
@@ -26,10 +27,19 @@ const ANSWER_MAX: usize = 16 << 20;
 #[derive(Clone, Copy)]
 pub(super) struct Api<'v> {
     pub(super) router: &'v Router,
-    pub(super) token: &'v str,
+    pub(super) caller: Caller<'v>,
     pub(super) workspace: Option<&'v str>,
     pub(super) lang: Lang,
     pub(super) peer: Option<SocketAddr>,
+}
+
+/// Who calls.
+#[derive(Clone, Copy)]
+pub(super) enum Caller<'v> {
+    /// Whoever has this admin token.
+    Token(&'v str),
+    /// Somebody whom the identity provider has identified.
+    Person(&'v Identity),
 }
 
 /// A refusal of the API.
@@ -75,8 +85,11 @@ impl Api<'_> {
         let mut request = Request::builder()
             .method(method)
             .uri(path)
-            .header(header::AUTHORIZATION, format!("Bearer {}", self.token))
             .header(header::ACCEPT_LANGUAGE, if self.lang == Lang::Zh { "zh" } else { "en" });
+        request = match self.caller {
+            Caller::Token(token) => request.header(header::AUTHORIZATION, format!("Bearer {token}")),
+            Caller::Person(identity) => request.extension(SignedIn(identity.clone())),
+        };
         if let Some(workspace) = self.workspace {
             request = request.header(WORKSPACE, workspace);
         }

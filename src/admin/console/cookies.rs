@@ -5,6 +5,8 @@ use axum::http::{HeaderMap, HeaderValue, header};
 
 /// The cookie of the session.
 pub(super) const SESSION: &str = "keygate_session";
+/// The cookie of a sign-in that an identity provider has not answered yet.
+pub(super) const FLOW: &str = "keygate_sign_in";
 /// The cookie of the language: `en` or `zh`.
 pub(super) const LANGUAGE: &str = "keygate_lang";
 /// The cookie of the colours: `light` or `dark`.
@@ -56,6 +58,19 @@ pub(super) fn session(value: &str, is_encrypted: bool) -> Option<HeaderValue> {
 /// Ends the session.
 pub(super) fn no_session() -> HeaderValue {
     HeaderValue::from_static("keygate_session=; Path=/console; HttpOnly; SameSite=Strict; Max-Age=0")
+}
+
+/// Remembers a sign-in until the identity provider leads back here, which is a page of another site.
+pub(super) fn flow(value: &str, is_encrypted: bool) -> Option<HeaderValue> {
+    let secure = if is_encrypted { "; Secure" } else { "" };
+    let age = super::session::FLOW_MAX.as_secs();
+    let text = format!("{FLOW}={value}; Path=/console/oidc; HttpOnly; SameSite=Lax; Max-Age={age}{secure}");
+    HeaderValue::from_str(&text).ok()
+}
+
+/// Ends it.
+pub(super) fn no_flow() -> HeaderValue {
+    HeaderValue::from_static("keygate_sign_in=; Path=/console/oidc; HttpOnly; SameSite=Lax; Max-Age=0")
 }
 
 /// Remembers a preference for a year.

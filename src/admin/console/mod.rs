@@ -1,7 +1,7 @@
 //! The console: pages about what the admin API has, for people.
 //!
 //! Rendered here, from templates that are compiled in. Everything works without script but copying and live refresh. Must not know: the
-//! store. Pages read and write through the API (`api`), with the token of their visitor.
+//! store. Pages read and write through the API (`api`), as their visitor.
 //!
 //! *Invariant:* no page loads anything from elsewhere, and none has an inline style or script (its content security policy).
 
@@ -22,6 +22,7 @@ mod origin;
 mod overview;
 mod plans;
 mod prices;
+mod provider;
 mod session;
 mod show;
 mod sign_in;
@@ -67,6 +68,8 @@ pub(super) fn router(admin: AdminState, api: Router) -> Router {
         .route("/console/assets/{name}", get(async |uri: Uri| assets::serve(uri.path())))
         .route("/console/sign-in", get(sign_in::form).post(sign_in::sign_in))
         .route("/console/sign-in/{code}", get(sign_in::by_code))
+        .route("/console/oidc/start", get(provider::start))
+        .route("/console/oidc/callback", get(provider::callback))
         .route("/console/sign-out", post(sign_in::sign_out))
         .route("/console/preferences", post(sign_in::prefer))
         .route("/console/go", get(sign_in::go))

@@ -1,21 +1,23 @@
 //! Signing in and out, and what a visitor prefers.
 
 use super::Console;
+use super::api::query;
 use super::cookies::{self, LANGUAGE, Preferences, THEME};
 use super::form::FormData;
 use super::origin::{is_encrypted, is_led_here, is_same_origin};
-use super::session;
+use super::session::{self, Holder};
 use super::texts::Texts;
-use super::visit::{Change, Frame, Visit, base, lead_to, message_page, page, read_form};
+use super::visit::{Change, Frame, Visit, base, go_on_to, lead_to, message_page, page, read_form};
 use crate::admin::auth::Identity;
 use crate::admin::error::AdminError;
+use crate::admin::oidc::{Access, Person};
 use crate::model::fault::Fault;
 use crate::model::id::WorkspaceId;
-use crate::store::Actor;
+use crate::store::{Actor, SignIn};
 use askama::Template;
 use axum::extract::{ConnectInfo, Path, Query, Request, State};
 use axum::http::request::Parts;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use serde::Deserialize;
 use std::net::{IpAddr, SocketAddr};
@@ -29,6 +31,36 @@ struct SignInPage {
     next: String,
     is_over: bool,
     error: Option<String>,
+    provider: Option<ProviderLinks>,
+}
+
+/// How to sign in with the identity provider.
+struct ProviderLinks {
+    /// Its server.
+    host: String,
+    /// Where that begins.
+    start: String,
+    /// The same for somebody else than the provider knows.
+    again: String,
+}
+
+/// Why nobody has signed in with the identity provider, as pages say it: no more than whoever tries may know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum SignInRefusal {
+    /// There is no provider.
+    NoProvider,
+    /// It was begun in another browser, or too long ago, or has ended already.
+    NotBegunHere,
+    /// Too many have failed.
+    TooMany,
+    /// The provider cannot be used at the moment.
+    Away,
+    /// The provider has refused.
+    ByProvider,
+    /// Nothing is granted to any group of theirs.
+    NoGroup,
+    /// What the provider says cannot be believed.
+    Failed,
 }
 
 /// Where to go after signing in, and whether a session has just ended.
@@ -64,21 +96,44 @@ pub(super) async fn go(visit: Visit, Query(to): Query<GoQuery>) -> Response {
     }
 }
 
-pub(super) async fn form(Query(asked): Query<SignInQuery>, request: Request) -> Response {
-    let frame = frame(&request.into_parts().0);
-    let is_over = !asked.over.is_empty();
-    page(StatusCode::OK, &SignInPage { t: frame.t, frame, next: asked.next, is_over, error: None })
+pub(super) async fn form(
+    State(console): State<Arc<Console>>,
+    Query(asked): Query<SignInQuery>,
+    request: Request,
+) -> Response {
+    let (parts, _) = request.into_parts();
+    let shown = SignInPage { is_over: !asked.over.is_empty(), ..sign_in_page(&console, &parts, &asked.next) };
+    page(StatusCode::OK, &shown)
+}
+
+fn sign_in_page(console: &Console, parts: &Parts, next: &str) -> SignInPage {
+    // Not the path of the request, which may be an answer of the provider and counts once.
+    let preferences = Preferences::of(&parts.headers);
+    let path = format!("/console/sign-in{}", query(&[("next", next)]));
+    let frame = Frame::new(preferences, Texts::of(preferences.lang).sign_in, &path, None);
+    let provider = console.admin.deps.oidc.as_ref().map(|oidc| {
+        // Under the name that the provider leads back to: cookies of another one would not come with that.
+        let link = |again| {
+            let query = query(&[("next", next), ("again", again)]);
+            format!("{}/console/oidc/start{query}", oidc.public_url())
+        };
+        ProviderLinks { host: oidc.host().to_owned(), start: link(""), again: link("1") }
+    });
+    SignInPage { t: frame.t, frame, next: next.to_owned(), is_over: false, error: None, provider }
+}
+
+/// Says that nobody has signed in with the identity provider, and how to try again.
+pub(super) fn refuse(console: &Console, parts: &Parts, why: SignInRefusal, next: &str) -> Response {
+    let shown = sign_in_page(console, parts, next);
+    let error = Some(why.text(shown.t).to_owned());
+    page(why.status(), &SignInPage { error, ..shown })
 }
 
 /// Signs in with an admin token.
 pub(super) async fn sign_in(State(console): State<Arc<Console>>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
     let refused = |status, message: String, next: &str| {
-        let frame = frame(&parts);
-        page(
-            status,
-            &SignInPage { t: frame.t, frame, next: next.into(), is_over: false, error: Some(message) },
-        )
+        page(status, &SignInPage { error: Some(message), ..sign_in_page(&console, &parts, next) })
     };
     let t = Texts::of(Preferences::of(&parts.headers).lang);
     // There is no session yet whose token could be in the form. A page of another site cannot get this far.
@@ -102,7 +157,7 @@ pub(super) async fn sign_in(State(console): State<Arc<Console>>, request: Reques
                 return refused(status, t.identity_away.into(), next);
             }
             console.attempts.on_failed(address, now);
-            tracing::warn!(?address, fault = error.fault().name(), "console sign-in refused");
+            note_refused(&console, &parts, "unknown", error.fault().name()).await;
             refused(status, error.message(Preferences::of(&parts.headers).lang).into_owned(), next)
         }
     }
@@ -123,6 +178,9 @@ pub(super) async fn by_code(
     let codes = console.admin.deps.sign_in_codes.as_ref().filter(|_| may_try);
     let Some(token) = codes.and_then(|codes| codes.redeem(&code, now)) else {
         console.attempts.on_failed(address, now);
+        if codes.is_some() {
+            note_refused(&console, &parts, "unknown", "code").await;
+        }
         let frame = frame(&parts);
         let message = frame.t.code_used.to_owned();
         return message_page(StatusCode::NOT_FOUND, frame, message, Vec::new());
@@ -140,7 +198,7 @@ pub(super) async fn by_code(
 async fn enter(console: &Console, parts: &Parts, token: &str, next: &str) -> Result<Response, AdminError> {
     let now = console.admin.now();
     let identity = console.admin.identify(token).await?;
-    let cookie = session::seal(&console.admin.deps.peppers, token, now)
+    let cookie = session::seal_token(&console.admin.deps.peppers, token, now)
         .and_then(|sealed| cookies::session(&sealed, is_encrypted(parts)));
     let Some(cookie) = cookie else {
         return Err(AdminError::of(Fault::TokenInvalid).saying(
@@ -148,31 +206,88 @@ async fn enter(console: &Console, parts: &Parts, token: &str, next: &str) -> Res
             format!("令牌超过 {} 字节，无法保存在 Cookie 中", session::TOKEN_MAX),
         ));
     };
-    note(console, &identity, address(parts)).await;
-    // A path of the console, so never another site.
-    let next = if next.starts_with("/console/") { next } else { "/console" };
-    let mut response = lead_to(next);
-    response.headers_mut().append(header::SET_COOKIE, cookie);
-    Ok(response)
+    note(console, parts, &identity, SignIn::Done { name: None }).await;
+    Ok(entered(cookie, next))
 }
 
-/// Adds the sign-in to the audit trail. While the store is away it is logged instead: the console must be there during an outage.
-async fn note(console: &Console, identity: &Identity, address: Option<IpAddr>) {
+/// Begins a session of a person, of whom the audit log of each of their workspaces has a line.
+pub(super) async fn enter_person(
+    console: &Console,
+    parts: &Parts,
+    person: &Person,
+    access: &Access,
+    cookie: HeaderValue,
+    next: &str,
+) -> Response {
+    let done = SignIn::Done { name: Some(person.name.clone()) };
+    match access.workspaces() {
+        [] => note(console, parts, &access.identity(&person.subject, None), done).await,
+        several => {
+            for (workspace, _) in several {
+                let identity = access.identity(&person.subject, Some(workspace));
+                note(console, parts, &identity, done.clone()).await;
+            }
+        }
+    }
+    entered(cookie, next)
+}
+
+fn entered(cookie: HeaderValue, next: &str) -> Response {
+    let mut response = lead_to(place_after(next));
+    response.headers_mut().append(header::SET_COOKIE, cookie);
+    response
+}
+
+/// Where to go after signing in: a path of the console, so never another site.
+pub(super) fn place_after(next: &str) -> &str {
+    if next.starts_with("/console/") { next } else { "/console" }
+}
+
+/// Adds a refused sign-in to the audit trail of the platform, unless there have been many.
+pub(super) async fn note_refused(console: &Console, parts: &Parts, subject: &str, reason: &str) {
+    let address = address(parts);
+    tracing::warn!(?address, subject, reason, "console sign-in refused");
+    if !console.attempts.may_note(console.admin.now()) {
+        return;
+    }
+    let by = Actor { subject: subject.to_owned(), role: "none", address, request_id: None };
+    write_down(console, None, &by, SignIn::Refused { reason: reason.to_owned() }).await;
+}
+
+/// Adds a sign-in to the audit trail.
+async fn note(console: &Console, parts: &Parts, identity: &Identity, ended: SignIn) {
     let Identity { subject, role, workspace, .. } = identity;
-    let by = Actor { subject: subject.clone(), role: role.as_str(), address, request_id: None };
-    let call = console.admin.deps.store.note_sign_in(workspace.as_ref(), &by, console.admin.now());
+    let by =
+        Actor { subject: subject.clone(), role: role.as_str(), address: address(parts), request_id: None };
+    write_down(console, workspace.as_ref(), &by, ended).await;
+}
+
+/// While the store is away it is logged instead: the console must be there during an outage.
+async fn write_down(console: &Console, workspace: Option<&WorkspaceId>, by: &Actor, ended: SignIn) {
+    let call = console.admin.deps.store.note_sign_in(workspace, &ended, by, console.admin.now());
     if console.admin.ask(Fault::NotFound, call).await.is_err() {
+        let Actor { subject, role, address, .. } = by;
         tracing::warn!(
             subject,
-            role = role.as_str(),
+            role,
             ?address,
+            ?ended,
             "console sign-in not in the audit log: store unavailable"
         );
     }
 }
 
-pub(super) async fn sign_out(_: Change) -> Response {
-    let mut response = lead_to("/console/sign-in");
+/// Ends the session here, and with the identity provider where that is possible.
+pub(super) async fn sign_out(Change { visit, .. }: Change) -> Response {
+    let place = match (&visit.session.holder, &visit.console.admin.deps.oidc) {
+        (Holder::Person(person), Some(oidc)) => oidc.end_session_url(person).await,
+        _ => None,
+    };
+    let mut response = match place {
+        // A form may not redirect to another server.
+        Some(place) => go_on_to(visit.t(), visit.preferences, place),
+        None => lead_to("/console/sign-in"),
+    };
     response.headers_mut().append(header::SET_COOKIE, cookies::no_session());
     response
 }
@@ -208,6 +323,32 @@ fn frame(parts: &Parts) -> Frame {
     Frame::new(preferences, Texts::of(preferences.lang).sign_in, &path, None)
 }
 
-fn address(parts: &Parts) -> Option<IpAddr> {
+pub(super) fn address(parts: &Parts) -> Option<IpAddr> {
     parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0.ip().to_canonical())
+}
+
+impl SignInRefusal {
+    /// The status of its page.
+    fn status(self) -> StatusCode {
+        match self {
+            Self::NoProvider => StatusCode::NOT_FOUND,
+            Self::NotBegunHere => StatusCode::BAD_REQUEST,
+            Self::TooMany => StatusCode::TOO_MANY_REQUESTS,
+            Self::Away => StatusCode::SERVICE_UNAVAILABLE,
+            Self::ByProvider | Self::NoGroup => StatusCode::FORBIDDEN,
+            Self::Failed => StatusCode::UNAUTHORIZED,
+        }
+    }
+
+    fn text(self, t: &Texts) -> &'static str {
+        match self {
+            Self::NoProvider => t.no_provider,
+            Self::NotBegunHere => t.not_begun_here,
+            Self::TooMany => t.too_many_tries,
+            Self::Away => t.provider_away,
+            Self::ByProvider => t.provider_refused,
+            Self::NoGroup => t.no_group,
+            Self::Failed => t.provider_failed,
+        }
+    }
 }

@@ -1,5 +1,7 @@
 //! The console without a browser: who sees and changes what. `tests/console` has the browser.
 
+mod oidc;
+
 use crate::admin::Role;
 use crate::admin::tests::{Api, ApiReply, NOW, workspace};
 use crate::store::{EndUserAdmission, EndUsers as _, Store as _};
@@ -171,6 +173,8 @@ fn every_url_is_in_these_lists() {
         "/console/assets/{name}",
         "/console/sign-in",
         "/console/sign-in/{code}",
+        "/console/oidc/start",
+        "/console/oidc/callback",
         "/console/preferences",
         "/console/go",
         "/console/{*elsewhere}",
@@ -304,40 +308,38 @@ async fn nothing_changes_without_the_form_of_this_session() {
     assert_eq!(things.read(&api).await, before);
 }
 
+/// Tries every URL of the console as somebody of the workspace `own`.
+async fn sees_nothing_of(theirs: &Things, own: &'static str, browser: &Browser<'_>) {
+    let before = theirs.read(browser.api).await;
+    // Ids of the other workspace, under its name and under the own one.
+    let mixed = Things { workspace: own, key: theirs.key.clone(), user: theirs.user.clone() };
+    for (things, is_other) in [(theirs, true), (&mixed, false)] {
+        for uri in PAGES {
+            let page = browser.get(&things.placed(uri)).await;
+            for secret in ["key of ", "person of "] {
+                let secret = format!("{secret}{}", theirs.workspace);
+                assert!(!page.text.contains(&secret), "{uri} shows {secret}");
+            }
+            let names_other = uri.contains("{id}") || is_other && uri.contains("{workspace}");
+            assert!(!names_other || [403, 404].contains(&page.status.as_u16()), "{uri}: {}", page.status);
+        }
+        for (uri, form) in CHANGES.iter().skip(1) {
+            let names_other =
+                uri.contains("{id}") || uri.contains("{user}") || is_other && uri.contains("{workspace}");
+            let reply = browser.change(&things.placed(uri), &things.placed(form)).await;
+            assert!(!names_other || [403, 404].contains(&reply.status.as_u16()), "{uri}: {}", reply.text);
+        }
+    }
+    assert_eq!(theirs.read(browser.api).await, before);
+}
+
 #[tokio::test]
 async fn no_url_reaches_into_another_workspace() {
     let api = Api::start().await;
     let (theirs, own) = (Things::of(&api, "ws-a").await, Things::of(&api, "ws-b").await);
     for role in [Role::Viewer, Role::Admin] {
         let browser = Browser::enter(&api, &api.token("ws-b", role)).await;
-        let before = theirs.read(&api).await;
-        // Ids of the other workspace, under its name and under the own one.
-        let mixed = Things { workspace: "ws-b", key: theirs.key.clone(), user: theirs.user.clone() };
-        for (things, is_other) in [(&theirs, true), (&mixed, false)] {
-            for uri in PAGES {
-                let page = browser.get(&things.placed(uri)).await;
-                for secret in ["key of ws-a", "person of ws-a"] {
-                    assert!(!page.text.contains(secret), "{uri} as {role} shows {secret}");
-                }
-                let names_other = uri.contains("{id}") || is_other && uri.contains("{workspace}");
-                assert!(
-                    !names_other || [403, 404].contains(&page.status.as_u16()),
-                    "{uri} as {role}: {}",
-                    page.status
-                );
-            }
-            for (uri, form) in CHANGES.iter().skip(1) {
-                let names_other =
-                    uri.contains("{id}") || uri.contains("{user}") || is_other && uri.contains("{workspace}");
-                let reply = browser.change(&things.placed(uri), &things.placed(form)).await;
-                assert!(
-                    !names_other || [403, 404].contains(&reply.status.as_u16()),
-                    "{uri} as {role}: {}",
-                    reply.text
-                );
-            }
-        }
-        assert_eq!(theirs.read(&api).await, before, "as {role}");
+        sees_nothing_of(&theirs, "ws-b", &browser).await;
     }
     assert!(own.read(&api).await[0].contains("key of ws-b"));
 }

@@ -43,6 +43,7 @@ texts! {
     all_time: "All time", "全部时间";
     allowed_ips: "Allowed addresses", "允许的地址";
     amount: "Amount", "数量";
+    another_account: "Use another account", "使用其他账号";
     any: "Any", "不限";
     any_address: "any address", "任意地址";
     api_docs: "API documentation", "API 文档";
@@ -57,6 +58,9 @@ texts! {
     budgets_hint: "What is used of each limit now: used, held by requests in flight, and left. According to the ledger.", "各项限额当前的使用情况：已用、进行中的请求占用以及剩余，以账本为准。";
     burst: "burst", "突发";
     busiest_keys: "Busiest keys", "最繁忙的密钥";
+    by_provider: "With your organisation's account", "使用组织账号登录";
+    by_provider_hint: "You sign in at", "登录地址：";
+    by_token: "With an admin token", "使用管理令牌登录";
     cache_write: "Cache write", "缓存写入";
     cached: "Cached input", "缓存输入";
     cancel: "Cancel", "取消";
@@ -193,12 +197,14 @@ texts! {
     no_end_users: "No end users yet", "还没有终端用户";
     no_end_users_hint: "They appear here with their first request, when a route finds an end user in a header, the query or the body.", "当路由在请求头、查询或正文中识别出终端用户时，会在其首次请求后显示在此。";
     no_grants: "Nothing is granted beyond the plan.", "除套餐外没有额外授予。";
+    no_group: "Your account has no access to this console. Ask whoever runs this gateway for it.", "您的账号无权访问此控制台，请联系网关管理员开通。";
     no_keys: "No keys yet", "还没有密钥";
     no_keys_hint: "A key lets a client through the gateway. Create the first one: its secret is shown once, with lines that use it.", "客户端凭密钥通过网关。创建第一个密钥：其密文只显示一次，并附有可直接使用的示例。";
     no_limit: "no limit", "不限";
     no_more: "There are no more.", "没有更多了。";
     no_nodes: "No node has reported yet.", "尚无节点上报。";
     no_prices: "There are no prices in the store yet. Prices of the config file are not listed here.", "存储中还没有价格。配置文件中的价格不在此列出。";
+    no_provider: "This gateway has no identity provider. Sign in with an admin token.", "此网关未配置身份提供方，请使用管理令牌登录。";
     no_requests: "No requests here. They appear a moment after they end.", "这里没有请求。请求结束后片刻即会显示。";
     no_usage: "Nothing was used in this time.", "这段时间内没有用量。";
     no_window_limits: "No limit of a time window.", "没有时间窗口限额。";
@@ -209,6 +215,7 @@ texts! {
     none: "none", "无";
     not_allowed: "Not allowed", "不允许";
     not_at_all: "not at all", "立即失效";
+    not_begun_here: "This sign-in was begun in another window or browser, took longer than ten minutes, or has ended already. Begin it again.", "此登录是在其他窗口或浏览器中开始的，或已超过十分钟，或已结束。请重新登录。";
     not_found: "Not found", "未找到";
     not_json: "must be a JSON object", "必须是 JSON 对象";
     not_json_list: "must be a JSON list", "必须是 JSON 列表";
@@ -260,6 +267,9 @@ texts! {
     previous_page: "Previous page", "上一页";
     prices: "Prices", "价格";
     prices_hint: "What a million tokens cost. Those of the config file are not listed here, and replace those of the same pattern.", "每百万令牌的价格。配置文件中的价格不在此列出，并优先于相同模式的价格。";
+    provider_away: "The identity provider cannot be used at the moment. Try again in a minute, or sign in with an admin token.", "目前无法使用身份提供方，请稍后重试，或使用管理令牌登录。";
+    provider_failed: "The sign-in could not be verified. Begin it again; if that does not help, ask whoever runs this gateway.", "无法验证此次登录。请重新登录；如仍失败，请联系网关管理员。";
+    provider_refused: "The identity provider has refused the sign-in.", "身份提供方拒绝了此次登录。";
     quota: "Requests in total", "请求总数";
     quotas: "Quotas of the workspace", "工作空间的额度";
     rate_burst: "Burst", "突发";

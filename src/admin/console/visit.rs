@@ -4,20 +4,22 @@
 //! *Invariant:* a page that changes something takes a [`Change`], which exists only for a form of this console and of the visitor's own session.
 
 use super::Console;
-use super::api::{Api, Refused, segment};
+use super::api::{Api, Caller, Refused, segment};
 use super::assets::{ICON, SCRIPT, STYLE};
 use super::cookies::{self, Preferences, SESSION};
 use super::form::FormData;
 use super::origin::{is_led_here, is_same_origin};
-use super::session::{self, Session};
+use super::session::{self, Holder, Session};
 use super::texts::Texts;
 use crate::admin::auth::{Identity, Role};
 use crate::admin::extract;
+use crate::admin::oidc::Access;
 use crate::clock::Timestamp;
 use crate::model::fault::{Fault, Lang};
+use crate::model::id::WorkspaceId;
 use askama::Template;
 use axum::body::Body;
-use axum::extract::{ConnectInfo, FromRequest, FromRequestParts, Request};
+use axum::extract::{ConnectInfo, FromRequest, FromRequestParts, RawPathParams, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -28,8 +30,10 @@ use std::sync::Arc;
 pub(super) struct Visit {
     pub(super) console: Arc<Console>,
     pub(super) identity: Identity,
+    /// The workspaces of somebody who has several; empty: one, or all.
+    workspaces: Vec<String>,
     pub(super) preferences: Preferences,
-    session: Session,
+    pub(super) session: Session,
     peer: Option<SocketAddr>,
     /// Path and query of the page.
     path: String,
@@ -65,11 +69,13 @@ pub(super) struct Frame {
 
 /// A visitor, as the frame shows them.
 pub(super) struct Visitor {
-    pub(super) subject: String,
+    pub(super) name: String,
     pub(super) role: &'static str,
     pub(super) is_platform: bool,
     pub(super) can_write: bool,
     pub(super) form_token: String,
+    /// The workspaces to choose from, where there are several and not all.
+    pub(super) workspaces: Vec<String>,
     /// The workspace of the page, and where its pages are.
     pub(super) workspace: Option<String>,
     pub(super) base: String,
@@ -88,7 +94,8 @@ struct MessagePage {
     known_title: &'static str,
 }
 
-/// Leads to the same page once more, now from this server, so that the session's cookie is sent.
+/// Leads to a page from this one: to the same page once more, so that the session's cookie is sent, or to another server after a
+/// form, which the content security policy does not let redirect there.
 #[derive(Template)]
 #[template(path = "again.html")]
 struct AgainPage {
@@ -107,25 +114,36 @@ impl FromRequestParts<Arc<Console>> for Visit {
         let cookie = cookies::read(&parts.headers, SESSION);
         if cookie.is_none() && parts.method == Method::GET && is_led_here(&parts.headers) {
             let t = Texts::of(preferences.lang);
-            return Err(
-                page(StatusCode::OK, &AgainPage { t, lang: lang_code(preferences.lang), path }).into()
-            );
+            return Err(go_on_to(t, preferences, path).into());
         }
-        let opened = cookie.and_then(|cookie| session::open(&console.admin.deps.peppers, cookie, now));
+        let deps = &console.admin.deps;
+        let opened =
+            cookie.and_then(|cookie| session::open(&deps.peppers, deps.oidc.as_deref(), cookie, now));
         let Some(session) = opened else {
             return Err(sign_in_first(parts, &path, cookie.is_some()).into());
         };
-        let identity = match console.admin.identify(&session.token).await {
-            Ok(identity) => identity,
-            Err(error) if error.fault() == Fault::ServiceUnavailable => {
-                let frame = Frame::new(preferences, "", &path, None);
-                let message = frame.t.identity_away.to_owned();
-                return Err(message_page(StatusCode::SERVICE_UNAVAILABLE, frame, message, Vec::new()).into());
+        let found = match &session.holder {
+            Holder::Token(token) => match console.admin.identify(token).await {
+                Ok(identity) => Some((identity, Vec::new())),
+                Err(error) if error.fault() == Fault::ServiceUnavailable => {
+                    let frame = Frame::new(preferences, "", &path, None);
+                    let message = frame.t.identity_away.to_owned();
+                    let page = message_page(StatusCode::SERVICE_UNAVAILABLE, frame, message, Vec::new());
+                    return Err(page.into());
+                }
+                Err(_) => None,
+            },
+            Holder::Person(person) => {
+                let named = workspace_of_page(parts).await;
+                let access = deps.oidc.as_ref().and_then(|oidc| oidc.access(person));
+                access.map(|access| (access.identity(&person.subject, named.as_ref()), choice(&access)))
             }
-            Err(_) => return Err(sign_in_first(parts, &path, true).into()),
+        };
+        let Some((identity, workspaces)) = found else {
+            return Err(sign_in_first(parts, &path, true).into());
         };
         let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0);
-        Ok(Self { console: Arc::clone(console), identity, preferences, session, peer, path })
+        Ok(Self { console: Arc::clone(console), identity, workspaces, preferences, session, peer, path })
     }
 }
 
@@ -145,6 +163,20 @@ impl FromRequest<Arc<Console>> for Change {
     }
 }
 
+/// The workspace that the page is about, if its URL names one.
+async fn workspace_of_page(parts: &mut Parts) -> Option<WorkspaceId> {
+    let named = RawPathParams::from_request_parts(parts, &()).await.ok()?;
+    named.iter().find(|(name, _)| *name == "workspace").and_then(|(_, id)| id.parse().ok())
+}
+
+/// The workspaces to choose from; none where there is no choice.
+fn choice(access: &Access) -> Vec<String> {
+    match access.workspaces() {
+        [] | [_] => Vec::new(),
+        several => several.iter().map(|(workspace, _)| workspace.to_string()).collect(),
+    }
+}
+
 /// The fields of a form.
 pub(super) async fn read_form(parts: &Parts, body: Body, console: &Console) -> Result<FormData, StatusCode> {
     let read = extract::read(body, &parts.headers, console.admin.deps.max_body_bytes).await;
@@ -158,7 +190,10 @@ impl Visit {
     pub(super) fn api<'v>(&'v self, workspace: Option<&'v str>) -> Api<'v> {
         Api {
             router: &self.console.api,
-            token: &self.session.token,
+            caller: match &self.session.holder {
+                Holder::Token(token) => Caller::Token(token),
+                Holder::Person(_) => Caller::Person(&self.identity),
+            },
             workspace,
             lang: self.preferences.lang,
             peer: self.peer,
@@ -191,7 +226,10 @@ impl Visit {
         let workspace = workspace.map(str::to_owned).or(own);
         let t = self.t();
         let visitor = Visitor {
-            subject: self.identity.subject.clone(),
+            name: match &self.session.holder {
+                Holder::Token(_) => self.identity.subject.clone(),
+                Holder::Person(person) => person.name.clone(),
+            },
             role: match self.identity.role {
                 Role::Viewer => t.role_viewer,
                 Role::Admin => t.role_admin,
@@ -200,6 +238,7 @@ impl Visit {
             is_platform: self.is_platform(),
             can_write: self.can_write(),
             form_token: self.session.form_token.clone(),
+            workspaces: self.workspaces.clone(),
             base: workspace.as_deref().map(base).unwrap_or_default(),
             workspace,
         };
@@ -296,6 +335,11 @@ pub(super) fn page(status: StatusCode, template: &impl Template) -> Response {
 pub(super) fn lead_to(path: &str) -> Response {
     let place = HeaderValue::from_str(path).unwrap_or(HeaderValue::from_static("/console"));
     (StatusCode::SEE_OTHER, [(header::LOCATION, place)]).into_response()
+}
+
+/// A page that leads on by itself.
+pub(super) fn go_on_to(t: &'static Texts, preferences: Preferences, path: String) -> Response {
+    page(StatusCode::OK, &AgainPage { t, lang: lang_code(preferences.lang), path })
 }
 
 /// A message as a page.

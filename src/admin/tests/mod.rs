@@ -131,6 +131,7 @@ pub(super) async fn dependencies() -> (AdminDeps, Arc<SqliteStore>, Arc<ManualCl
         auth: Arc::new(Auth::new(auth_config()).expect("a right configuration")),
         jwks: None,
         introspection: None,
+        oidc: None,
         metrics: Arc::new(Metrics::new().expect("metrics of different names")),
         readiness: Arc::new(|| Readiness { ready: true, checks: Vec::new() }),
         reload: Arc::new(SameConfig),

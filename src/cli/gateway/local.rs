@@ -50,6 +50,7 @@ pub(super) fn open(config: Config, environment: Environment<'_>) -> Result<(Runt
         auth: Arc::new(no_tokens()?),
         jwks: None,
         introspection: None,
+        oidc: None,
         metrics: Arc::new(Metrics::new().map_err(Failure::failed)?),
         readiness: Arc::new(|| Readiness { ready: false, checks: Vec::new() }),
         reload: Arc::clone(&no_gateway) as Arc<dyn Reload>,

@@ -6,10 +6,10 @@ mod transport;
 
 use super::output::Output;
 use super::{ConfigArgs, Environment, Failure, load};
-use crate::config::http_url;
 use crate::fileio;
 use crate::http_client::HttpClient;
 use crate::policy::text::form::percent_encoded;
+use crate::policy::text::url::http_url;
 use bytes::Bytes;
 use clap::Args;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};

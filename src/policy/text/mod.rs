@@ -4,3 +4,4 @@ pub mod csv_cell;
 pub mod form;
 pub mod plain_value;
 pub mod record_line;
+pub mod url;

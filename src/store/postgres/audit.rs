@@ -8,7 +8,7 @@ use crate::store::shared::audit::{audit_columns, read_audit};
 use crate::store::shared::fields::int;
 use crate::store::shared::rules::{self, AuditLine, without_nul};
 use crate::store::shared::writes;
-use crate::store::{Actor, Audit, AuditFilter, AuditRecord, Page, PageRequest, Version};
+use crate::store::{Actor, Audit, AuditFilter, AuditRecord, Page, PageRequest, SignIn, Version};
 use async_trait::async_trait;
 use serde_json::{Map, Value};
 
@@ -76,12 +76,13 @@ impl Audit for PgStore {
     async fn note_sign_in(
         &self,
         workspace: Option<&WorkspaceId>,
+        ended: &SignIn,
         by: &Actor,
         at: Timestamp,
     ) -> Result<(), StoreError> {
-        let (workspace, by) = (workspace.cloned(), by.clone());
+        let (workspace, ended, by) = (workspace.cloned(), ended.clone(), by.clone());
         self.write(move |tx| {
-            Box::pin(async move { writes::note_sign_in(tx, workspace.as_ref(), &by, at).await })
+            Box::pin(async move { writes::note_sign_in(tx, workspace.as_ref(), &ended, &by, at).await })
         })
         .await
     }

@@ -13,7 +13,7 @@ use crate::model::scope::Scopes;
 use crate::model::usage::UsageRecord;
 use crate::store::{
     Actor, Credential, IssuedCredential, KeyPatch, KeyRecord, NewKey, NotRestorable, PlanPatch, PlanRecord,
-    StoreError,
+    SignIn, StoreError,
 };
 use crate::store::{WorkspacePatch, WorkspaceRecord};
 use ipnet::IpNet;
@@ -433,10 +433,15 @@ impl<'a> AuditLine<'a> {
         Self { action: "config.reload", workspace: None, target: without_nul(node).into_owned(), changes }
     }
 
-    /// Somebody has signed in to the console.
-    pub(in crate::store) fn sign_in(workspace: Option<&'a WorkspaceId>, by: &Actor) -> Self {
+    /// A sign-in to the console.
+    pub(in crate::store) fn sign_in(workspace: Option<&'a WorkspaceId>, ended: &SignIn, by: &Actor) -> Self {
+        let (action, said) = match ended {
+            SignIn::Done { name } => ("console.sign_in", name.as_deref().map(|name| ("name", name))),
+            SignIn::Refused { reason } => ("console.sign_in_refused", Some(("reason", &**reason))),
+        };
+        let said = said.map(|(field, text)| (field.to_owned(), Value::from(without_nul(text))));
         let target = without_nul(&by.subject).into_owned();
-        Self { action: "console.sign_in", workspace, target, changes: AuditFields::new() }
+        Self { action, workspace, target, changes: said.into_iter().collect() }
     }
 
     /// Lines about plans and workspaces themselves, about prices, credentials for backends and configs belong to the platform.

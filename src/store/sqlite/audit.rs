@@ -8,7 +8,7 @@ use crate::model::id::{AuditId, WorkspaceId};
 use crate::store::shared::audit::{audit_columns, read_audit};
 use crate::store::shared::rules::{AuditLine, without_nul};
 use crate::store::shared::writes;
-use crate::store::{Actor, Audit, AuditFilter, AuditRecord, Page, PageRequest, Version};
+use crate::store::{Actor, Audit, AuditFilter, AuditRecord, Page, PageRequest, SignIn, Version};
 use async_trait::async_trait;
 use rusqlite::{Transaction, named_params};
 use serde_json::{Map, Value};
@@ -81,11 +81,12 @@ impl Audit for SqliteStore {
     async fn note_sign_in(
         &self,
         workspace: Option<&WorkspaceId>,
+        ended: &SignIn,
         by: &Actor,
         at: Timestamp,
     ) -> Result<(), StoreError> {
-        let (workspace, by) = (workspace.cloned(), by.clone());
-        self.write(move |tx| at_once(writes::note_sign_in(tx, workspace.as_ref(), &by, at))).await
+        let (workspace, ended, by) = (workspace.cloned(), ended.clone(), by.clone());
+        self.write(move |tx| at_once(writes::note_sign_in(tx, workspace.as_ref(), &ended, &by, at))).await
     }
 
     async fn audit(

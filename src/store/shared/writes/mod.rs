@@ -16,7 +16,7 @@ use super::rules::{AuditFields, AuditLine};
 use crate::clock::Timestamp;
 use crate::model::id::WorkspaceId;
 use crate::model::key::Plan;
-use crate::store::{Actor, StoreError, Version};
+use crate::store::{Actor, SignIn, StoreError, Version};
 
 /// The future of an operation on rows.
 pub(in crate::store) trait Rows<T>: Future<Output = Result<T, StoreError>> + Send {}
@@ -56,13 +56,14 @@ pub(in crate::store) async fn note_reload(
     tx.add_audit_line(version, by, at, AuditLine::reload(node, changes)).await
 }
 
-/// Records that somebody has signed in to the console.
+/// Records how a sign-in to the console ended.
 pub(in crate::store) async fn note_sign_in(
     tx: &impl WriteTx,
     workspace: Option<&WorkspaceId>,
+    ended: &SignIn,
     by: &Actor,
     at: Timestamp,
 ) -> Result<(), StoreError> {
     let version = tx.next_version().await?;
-    tx.add_audit_line(version, by, at, AuditLine::sign_in(workspace, by)).await
+    tx.add_audit_line(version, by, at, AuditLine::sign_in(workspace, ended, by)).await
 }
