@@ -101,6 +101,7 @@ struct MessagePage {
 struct AgainPage {
     t: &'static Texts,
     lang: &'static str,
+    icon: &'static str,
     path: String,
 }
 
@@ -339,7 +340,7 @@ pub(super) fn lead_to(path: &str) -> Response {
 
 /// A page that leads on by itself.
 pub(super) fn go_on_to(t: &'static Texts, preferences: Preferences, path: String) -> Response {
-    page(StatusCode::OK, &AgainPage { t, lang: lang_code(preferences.lang), path })
+    page(StatusCode::OK, &AgainPage { t, lang: lang_code(preferences.lang), icon: &ICON.path, path })
 }
 
 /// A message as a page.
