@@ -27,7 +27,7 @@ pub(super) const FLOW_MAX: Duration = Duration::from_mins(10);
 /// Longest token that fits in a cookie: browsers drop cookies of more than 4096 bytes.
 pub(super) const TOKEN_MAX: usize = 2_800;
 /// What is encrypted here, and in which format.
-const TOKEN: &str = "keygate console session 1";
+const TOKEN: &str = "keygate console token 1";
 const PERSON: &str = "keygate console person 1";
 const FLOW: &str = "keygate console sign-in 1";
 /// Bytes of the instant before the content.

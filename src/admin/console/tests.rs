@@ -1,6 +1,7 @@
 //! The console without a browser: who sees and changes what. `tests/console` has the browser.
 
 mod oidc;
+mod provider;
 
 use crate::admin::Role;
 use crate::admin::tests::{Api, ApiReply, NOW, workspace};
