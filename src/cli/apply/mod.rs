@@ -28,6 +28,7 @@ const PENDING: &str = "pending";
 
 /// Arguments of `keygate apply`.
 #[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 pub struct ApplyArgs {
     #[command(flatten)]
     gateway: GatewayArgs,

@@ -16,12 +16,12 @@ use http::header::{CACHE_CONTROL, CONTENT_LENGTH};
 use http::{HeaderMap, HeaderName};
 
 /// The answer to a call about `message`.
-pub(super) fn of(message: &RequestMessage<'_>, ctx: &Ctx, reply: Reply) -> CheckResponse {
+pub(super) fn of(message: &RequestMessage<'_>, ctx: &Ctx, reply: &Reply) -> CheckResponse {
     match ctx.fault {
         None => passes(message, ctx, &reply.fields),
         Some(fault) => {
             let status = Status { code: grpc_status(fault).into(), message: fault.name().into() };
-            CheckResponse { status: Some(status), denied_response: Some(denied(&reply)), ok_response: None }
+            CheckResponse { status: Some(status), denied_response: Some(denied(reply)), ok_response: None }
         }
     }
 }

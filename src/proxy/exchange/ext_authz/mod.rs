@@ -191,7 +191,7 @@ async fn decide(
     let status = reply.as_ref().map(|reply| reply.status.as_u16());
     let sent = reply.as_ref().map_or(0, |reply| u64::try_from(reply.body.len()).unwrap_or(u64::MAX));
     let written = match reply {
-        Some(reply) => answer(respond, &framed(&answer::of(&message, &ctx, reply))),
+        Some(reply) => answer(respond, &framed(&answer::of(&message, &ctx, &reply))),
         None => Err(h2::Error::from(h2::Reason::INTERNAL_ERROR)),
     };
     let (status, sent, error) = match &written {
