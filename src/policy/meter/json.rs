@@ -358,11 +358,10 @@ impl<P: Copy + PartialEq + Default> JsonScanner<P> {
                 return value;
             }
             match want {
-                Want::Nothing => {}
                 Want::Text if text.len() <= CAPTURE_MAX => pass_text(place, text, sink),
-                Want::Text => {}
                 Want::Pieces => sink.piece(place, text),
                 Want::Length => sink.length(place, text.len() as u64),
+                Want::Nothing | Want::Text => {}
             }
             self.end_value();
             return behind;
