@@ -232,11 +232,28 @@ fn clients_that_read_nothing_cannot_exhaust_memory() {
     for client in &mut greedy {
         client.send(&Request::get("/v1/app/x").bearer(&key.secret).bytes());
     }
-    // Each has no more than two buffers of 16 KiB here, so that 32 of them fit.
+    // Each has two buffers of 16 KiB here, so that 32 of them fit. Two may have a larger one.
     eventually_true("half of them are gone", || cut(&gateway, "over_budget") >= 32.0);
     eventually_true("the rest fits", || metric(&gateway, "keygate_bytes_in_flight") <= f64::from(1 << 20));
     origin.answer(200, &[], b"fine");
     assert_eq!(gateway.get("/v1/app/x", &key.secret).text(), "fine");
+}
+
+#[test]
+fn what_arrives_fast_has_a_larger_buffer_within_the_budget() {
+    let (origin, gateway) = stand("[proxy]\nmax_bytes_in_flight = \"1MiB\"\nwrite_timeout = \"10m\"\n");
+    let key = gateway.create_key(json!({}));
+    endless(&origin);
+    let mut clients: Vec<Raw> = (0..3).map(|_| gateway.connect()).collect();
+    for client in &mut clients {
+        client.send(&Request::get("/v1/app/x").bearer(&key.secret).bytes());
+    }
+    // Each has two buffers of 16 KiB. An eighth of the budget is two larger ones of 64 KiB.
+    let held = f64::from((3 * 2 * 16 + 2 * 64) * 1024);
+    let now = || metric(&gateway, "keygate_bytes_in_flight");
+    eventually_true("three clients are seen to read nothing", || now() == held);
+    drop(clients);
+    eventually_true("everything is given back", || now() == 0.0);
 }
 
 #[test]

@@ -39,6 +39,8 @@ pub(super) struct BufferedBytes {
     carried: AtomicU64,
     /// Bytes of a request body buffered until it is complete.
     back: AtomicU64,
+    /// Bytes of its large buffers in use.
+    pub(super) large: AtomicU64,
     /// Whether a part of a body waits for room in the budget.
     waits_for_room: AtomicBool,
 }
@@ -338,12 +340,12 @@ impl Connection {
 
     /// Response bytes held for this client, approximately.
     pub(in crate::proxy) fn bytes(&self) -> u64 {
-        let BufferedBytes { taken, given, queued, waiting, .. } = &self.buffered;
+        let BufferedBytes { taken, given, queued, waiting, large, .. } = &self.buffered;
         let kept = taken.load(Ordering::Relaxed).saturating_sub(given.load(Ordering::Relaxed));
         let waiting = u64::try_from(waiting.load(Ordering::Relaxed)).unwrap_or(u64::MAX);
         let pipes = waiting.max(self.is_stalled().into());
         let each = if self.is_in_exchange() { 2 * EXCHANGE_BUFFER as u64 } else { PIPE_BYTES };
-        kept + queued.load(Ordering::Relaxed) + pipes.saturating_mul(each)
+        kept + queued.load(Ordering::Relaxed) + large.load(Ordering::Relaxed) + pipes.saturating_mul(each)
     }
 
     /// Whether closing it may free memory: the client, or a stream of it, does not accept its response.

@@ -31,6 +31,7 @@ mod drain;
 pub(super) mod h1_stream;
 pub(super) mod h2_stream;
 pub(super) mod kept_body;
+pub(super) mod large_buffer;
 pub(super) mod socket;
 pub mod table;
 
@@ -48,6 +49,7 @@ use close::CloseState;
 use deadlines::StageTimer;
 use drain::DrainState;
 use http::HeaderValue;
+use large_buffer::LargeBuffers;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -65,6 +67,7 @@ pub(super) struct ConnectionDefaults {
     /// Time zero of all deadlines.
     begun: Instant,
     budget: MemoryBudget,
+    large_buffers: LargeBuffers,
 }
 
 /// One client connection, or one stream of it.
@@ -112,7 +115,13 @@ pub struct Connection {
 
 impl ConnectionDefaults {
     pub(super) fn new(deadlines: Deadlines, body_rate: u64, budget: u64) -> Self {
-        Self { deadlines, body_rate, begun: Instant::now(), budget: MemoryBudget::new(budget) }
+        Self {
+            deadlines,
+            body_rate,
+            begun: Instant::now(),
+            budget: MemoryBudget::new(budget),
+            large_buffers: LargeBuffers::within(budget),
+        }
     }
 
     /// Milliseconds since time zero. Not the time of the last check: that is old after the machine stalls, and

@@ -56,6 +56,8 @@ pub(super) struct Attempt<'a> {
     down: Pipe,
     /// Bytes of the response head received so far, possibly followed by the first bytes of the body.
     head: BytesMut,
+    /// Whether the last read of it filled its buffer.
+    is_head_large: bool,
     /// Position in the chunks of the response.
     chunks: ChunkParser,
     /// The part of the response body still to be received.
@@ -116,6 +118,7 @@ impl<'a> Attempt<'a> {
             upload: Upload::Going,
             down: Pipe::default(),
             head: BytesMut::new(),
+            is_head_large: false,
             chunks: ChunkParser::new(),
             left: BodyEnd::None,
             framing: WireFraming::Plain,
@@ -174,7 +177,7 @@ impl<'a> Attempt<'a> {
         *self.down.lead() = lead;
         (self.left, self.framing, self.filter) = (end, framing, filter);
         let came = std::mem::take(&mut self.head);
-        self.down.set_filled(came);
+        self.down.set_filled(came, self.is_head_large);
         self.take_part()
     }
 
@@ -272,7 +275,8 @@ impl<'a> Attempt<'a> {
     /// Reads the next part of the request body.
     fn poll_body(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Broken>> {
         let gone = Broken::Other(ForwardError::Client);
-        let came = ready!(self.up.poll_fill(self.client, context)).map_err(|_| gone)?;
+        let Self { up, client, connection, .. } = self;
+        let came = ready!(up.poll_fill(*client, context, || connection.large_buffer())).map_err(|_| gone)?;
         if came == 0 {
             return Poll::Ready(Err(gone));
         }
@@ -300,7 +304,7 @@ impl<'a> Attempt<'a> {
             }
             self.head.reserve(HEAD_AT_ONCE);
             match ready!(poll_read_buf(Pin::new(&mut self.backend), context, &mut self.head)) {
-                Ok(1..) => {}
+                Ok(read @ 1..) => self.is_head_large = read >= HEAD_AT_ONCE,
                 Ok(0) | Err(_) => return Poll::Ready(Err(self.closed())),
             }
         }
@@ -315,7 +319,8 @@ impl<'a> Attempt<'a> {
     fn poll_part(&mut self, context: &mut Context<'_>) -> Poll<Result<Part, Broken>> {
         ready!(self.poll_give(context))?;
         loop {
-            match ready!(self.down.poll_fill(&mut self.backend, context)) {
+            let Self { down, backend, connection, .. } = self;
+            match ready!(down.poll_fill(backend, context, || connection.large_buffer())) {
                 Ok(0) | Err(_) if self.left != BodyEnd::Close => return Poll::Ready(Err(self.closed())),
                 Ok(0) => self.left = BodyEnd::None,
                 Ok(_) => {}

@@ -1,9 +1,11 @@
-//! One direction of an exchange: a buffer of fixed size for parts of a body, together with their framing.
+//! One direction of an exchange: a buffer for parts of a body, together with their framing. While a body arrives as
+//! fast as it is read, a larger buffer takes its place.
 //!
 //! Must not know: who reads or writes. A part is written with its framing in one vectored write if possible. The next
 //! part is read only after that.
 
 use crate::proxy::connection::EXCHANGE_BUFFER;
+use crate::proxy::connection::large_buffer::{LARGE_BUFFER, LargeBuffer};
 use bytes::{Bytes, BytesMut};
 use std::io::{self, IoSlice};
 use std::ops::Range;
@@ -17,6 +19,10 @@ use tokio_util::io::poll_read_buf;
 pub(super) struct Pipe {
     /// The bytes read.
     buf: BytesMut,
+    /// Bytes read into a larger buffer, instead of `buf`.
+    large: Option<LargeBuffer>,
+    /// Whether the last read would have filled a small buffer.
+    arrives_fast: bool,
     /// Body bytes read elsewhere, written instead of `buf`.
     given: Bytes,
     /// Written before the body: a head, the size of a chunk, or both.
@@ -41,26 +47,50 @@ pub(super) enum WireFraming {
 // === impl Pipe ===
 
 impl Pipe {
-    /// Reads the next part of a body. 0: the end of the stream.
+    /// Reads the next part of a body. 0: the end of the stream. `larger` is asked for a larger buffer once a read has
+    /// filled the small one. The larger one is given back while there is nothing to read, and when small ones do.
     pub(super) fn poll_fill<R: AsyncRead + Unpin>(
         &mut self,
         reader: &mut R,
         context: &mut Context<'_>,
+        larger: impl FnOnce() -> Option<LargeBuffer>,
     ) -> Poll<io::Result<usize>> {
         debug_assert!(self.is_empty(), "what was read before has been written");
         self.buf.clear();
-        self.buf.reserve(EXCHANGE_BUFFER);
-        poll_read_buf(Pin::new(reader), context, &mut self.buf)
+        if !self.arrives_fast {
+            self.large = None;
+        } else if self.large.is_none() {
+            self.large = larger();
+        }
+        let (into, size) = match &mut self.large {
+            Some(large) => (&mut **large, LARGE_BUFFER),
+            None => (&mut self.buf, EXCHANGE_BUFFER),
+        };
+        into.clear();
+        into.reserve(size);
+        let polled = poll_read_buf(Pin::new(reader), context, into);
+        match &polled {
+            Poll::Ready(read) => self.arrives_fast = read.as_ref().is_ok_and(|read| *read >= EXCHANGE_BUFFER),
+            Poll::Pending => self.large = None,
+        }
+        polled
     }
 
     /// The bytes read.
     pub(super) fn filled(&mut self) -> &mut [u8] {
-        &mut self.buf
+        match &mut self.large {
+            Some(large) => large,
+            None => &mut self.buf,
+        }
     }
 
-    /// Takes over bytes read elsewhere.
-    pub(super) fn set_filled(&mut self, bytes: BytesMut) {
-        self.buf = bytes;
+    /// Takes over bytes read elsewhere. `arrives_fast`: the last read of them filled its buffer.
+    pub(super) fn set_filled(&mut self, bytes: BytesMut, arrives_fast: bool) {
+        (self.buf, self.large, self.arrives_fast) = (bytes, None, arrives_fast);
+    }
+
+    fn bytes(&self) -> &[u8] {
+        self.large.as_ref().map_or(&self.buf, |large| large)
     }
 
     /// The prefix, written before everything else.
@@ -88,12 +118,12 @@ impl Pipe {
 
     /// The first `bytes` of those read last.
     pub(super) fn read(&self, bytes: usize) -> &[u8] {
-        self.buf.get(..bytes).unwrap_or_default()
+        self.bytes().get(..bytes).unwrap_or_default()
     }
 
     /// Queues all bytes read, unchanged.
     pub(super) fn send_all(&mut self) {
-        self.send(0..self.buf.len(), WireFraming::Plain, false);
+        self.send(0..self.bytes().len(), WireFraming::Plain, false);
     }
 
     /// Queues `given`, which was read elsewhere.
@@ -117,7 +147,7 @@ impl Pipe {
         mut write: impl FnMut(&[IoSlice<'_>]) -> Poll<io::Result<usize>>,
     ) -> Poll<io::Result<()>> {
         while !self.is_empty() {
-            let data = &self.buf[self.data.clone()];
+            let data = &self.bytes()[self.data.clone()];
             let mut slices = [&self.lead[..], &self.given, data, self.tail].map(IoSlice::new);
             let mut left = &mut slices[..];
             IoSlice::advance_slices(&mut left, self.written);
@@ -164,7 +194,7 @@ mod tests {
         for at_once in [1, 2, 7, 1_000] {
             let mut pipe = Pipe::default();
             pipe.lead().extend_from_slice(b"head\r\n\r\n");
-            pipe.set_filled(BytesMut::from(&b"..0123456789abcdefg.."[..]));
+            pipe.set_filled(BytesMut::from(&b"..0123456789abcdefg.."[..]), false);
             pipe.send(2..19, WireFraming::Chunked, false);
             assert_eq!(written(&mut pipe, at_once), b"head\r\n\r\n11\r\n0123456789abcdefg\r\n");
             pipe.send(2..3, WireFraming::Chunked, true);

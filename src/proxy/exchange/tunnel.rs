@@ -8,13 +8,14 @@ use crate::proxy::connection::h1_stream::H1ClientStream;
 use crate::proxy::upstream::UpstreamConnection;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use tokio::io::AsyncWrite as _;
 
 /// Both sides of a tunnel, and the bytes between them.
 pub(super) struct Tunnel<'a> {
     client: &'a mut H1ClientStream,
-    connection: &'a Connection,
+    connection: &'a Arc<Connection>,
     backend: UpstreamConnection,
     up: Pipe,
     down: Pipe,
@@ -38,7 +39,7 @@ impl<'a> Tunnel<'a> {
     /// A tunnel whose first bytes for the client are in `down`.
     pub(super) fn new(
         client: &'a mut H1ClientStream,
-        connection: &'a Connection,
+        connection: &'a Arc<Connection>,
         backend: UpstreamConnection,
         mut down: Pipe,
     ) -> Self {
@@ -71,7 +72,8 @@ impl<'a> Tunnel<'a> {
             let Self { down, client, .. } = self;
             ready!(down.poll_drain(|bytes| client.poll_send(context, bytes)))?;
             ready!(Pin::new(&mut *self.client).poll_flush(context))?;
-            let came = ready!(self.down.poll_fill(&mut self.backend, context))?;
+            let Self { down, backend, connection, .. } = self;
+            let came = ready!(down.poll_fill(backend, context, || connection.large_buffer()))?;
             if came == 0 {
                 return Poll::Ready(Ok(()));
             }
@@ -90,7 +92,8 @@ impl<'a> Tunnel<'a> {
             let Self { up, backend, .. } = self;
             ready!(up.poll_drain(|bytes| Pin::new(&mut *backend).poll_write_vectored(context, bytes)))?;
             ready!(Pin::new(&mut self.backend).poll_flush(context))?;
-            let came = ready!(self.up.poll_fill(self.client, context))?;
+            let Self { up, client, connection, .. } = self;
+            let came = ready!(up.poll_fill(*client, context, || connection.large_buffer()))?;
             if came == 0 {
                 return Poll::Ready(Ok(()));
             }
