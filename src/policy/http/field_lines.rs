@@ -1,4 +1,5 @@
-//! Editing the header fields of a message: a parser's header map, or the lines of a raw head with added fields.
+//! Editing the header fields of a message: a parser's header map, the lines of a raw head with added fields, or the fields
+//! of a message that is made here.
 //!
 //! Must not know: what any field means. A rewrite of a message is written once for both.
 
@@ -64,7 +65,15 @@ impl EditFields for HeaderMap {
 }
 
 /// The fields of a head as lines with names in lower case.
-pub struct FieldLines<'h>(SmallVec<[Line<'h>; INLINE]>);
+pub struct FieldLines<'h> {
+    lines: SmallVec<[Line<'h>; INLINE]>,
+    /// The bits of their names, and of some that were removed: most names that are looked for are not here.
+    names: u128,
+}
+
+/// The fields of a message that is made here. There are few, and nearly all are written and never looked for.
+#[derive(Clone, Debug, Default)]
+pub struct FieldList(Vec<(HeaderName, HeaderValue)>);
 
 enum Line<'h> {
     /// A line of the head.
@@ -78,12 +87,18 @@ enum Line<'h> {
 impl<'h> FieldLines<'h> {
     /// The fields of a head.
     pub fn new(lines: impl Iterator<Item = FieldLine<'h>>) -> Self {
-        Self(lines.map(Line::Read).collect())
+        let mut names = 0;
+        let lines = lines.inspect(|(name, _)| names |= bit(name)).map(Line::Read).collect();
+        Self { lines, names }
+    }
+
+    fn may_have(&self, name: &HeaderName) -> bool {
+        self.names & bit(name.as_str().as_bytes()) != 0
     }
 
     /// Appends them to `head`, with the empty line that ends it.
     pub fn write_to(&self, head: &mut Vec<u8>) {
-        for line in &self.0 {
+        for line in &self.lines {
             let (name, value) = line.parts();
             head.extend_from_slice(name);
             head.extend_from_slice(b": ");
@@ -109,7 +124,8 @@ impl Line<'_> {
 
 impl EditFields for FieldLines<'_> {
     fn values<'f>(&'f self, name: &'f HeaderName) -> impl Iterator<Item = &'f [u8]> {
-        self.0.iter().filter(|line| line.is(name)).map(|line| line.parts().1)
+        let lines = if self.may_have(name) { &self.lines[..] } else { &[] };
+        lines.iter().filter(|line| line.is(name)).map(|line| line.parts().1)
     }
 
     fn insert(&mut self, name: HeaderName, value: HeaderValue) {
@@ -118,15 +134,80 @@ impl EditFields for FieldLines<'_> {
     }
 
     fn append(&mut self, name: HeaderName, value: HeaderValue) {
-        self.0.push(Line::Written(name, value));
+        self.names |= bit(name.as_str().as_bytes());
+        self.lines.push(Line::Written(name, value));
     }
 
     fn remove(&mut self, name: &HeaderName) {
-        self.0.retain(|line| !line.is(name));
+        if self.may_have(name) {
+            self.lines.retain(|line| !line.is(name));
+        }
     }
 
     fn remove_if(&mut self, mut is_meant: impl FnMut(&str) -> bool) {
-        self.0.retain(|line| std::str::from_utf8(line.parts().0).is_ok_and(|name| !is_meant(name)));
+        self.lines.retain(|line| std::str::from_utf8(line.parts().0).is_ok_and(|name| !is_meant(name)));
+    }
+}
+
+/// A bit for a name, which other names may share.
+fn bit(name: &[u8]) -> u128 {
+    let [first, .., last] = name else { return 1 };
+    let mixed = usize::from(*first) * 7 + usize::from(*last) * 3 + name.len();
+    1 << (mixed & 127)
+}
+
+// === impl FieldList ===
+
+impl FieldList {
+    /// An empty list with room for so many.
+    pub fn with_capacity(fields: usize) -> Self {
+        Self(Vec::with_capacity(fields))
+    }
+
+    /// All fields, in order.
+    pub fn iter(&self) -> impl Iterator<Item = (&HeaderName, &HeaderValue)> {
+        self.0.iter().map(|(name, value)| (name, value))
+    }
+}
+
+impl EditFields for FieldList {
+    fn values<'f>(&'f self, name: &'f HeaderName) -> impl Iterator<Item = &'f [u8]> {
+        self.0.iter().filter(move |(found, _)| found == name).map(|(_, value)| value.as_bytes())
+    }
+
+    fn insert(&mut self, name: HeaderName, value: HeaderValue) {
+        self.remove(&name);
+        self.append(name, value);
+    }
+
+    fn append(&mut self, name: HeaderName, value: HeaderValue) {
+        self.0.push((name, value));
+    }
+
+    fn remove(&mut self, name: &HeaderName) {
+        if self.0.iter().any(|(found, _)| found == name) {
+            self.0.retain(|(found, _)| found != name);
+        }
+    }
+
+    fn remove_if(&mut self, mut is_meant: impl FnMut(&str) -> bool) {
+        self.0.retain(|(name, _)| !is_meant(name.as_str()));
+    }
+}
+
+impl From<HeaderMap> for FieldList {
+    fn from(map: HeaderMap) -> Self {
+        Self(map.iter().map(|(name, value)| (name.clone(), value.clone())).collect())
+    }
+}
+
+impl From<FieldList> for HeaderMap {
+    fn from(list: FieldList) -> Self {
+        let mut map = Self::with_capacity(list.0.len());
+        for (name, value) in list.0 {
+            map.append(name, value);
+        }
+        map
     }
 }
 
@@ -135,7 +216,7 @@ mod tests {
     use super::*;
     use http::header::{ACCEPT, HOST, VIA};
 
-    /// The same steps on both kinds give the same fields.
+    /// The same steps on all kinds give the same fields.
     fn edited(fields: &mut impl EditFields) -> Vec<Vec<u8>> {
         fields.insert(HOST, HeaderValue::from_static("other"));
         fields.append(VIA, HeaderValue::from_static("b"));
@@ -148,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_and_maps_are_edited_alike() {
+    fn lines_maps_and_lists_are_edited_alike() {
         let rows: [FieldLine<'_>; 7] = [
             (b"host", b"h"),
             (b"via", b"a"),
@@ -158,15 +239,19 @@ mod tests {
             (b"x-own-2", b"4"),
             (b"x-other", b"\xe9"),
         ];
-        let mut map = HeaderMap::new();
+        let (mut map, mut list) = (HeaderMap::new(), FieldList::default());
         for (name, value) in rows {
             let name = HeaderName::from_bytes(name).expect("a name");
-            map.append(name, HeaderValue::from_bytes(value).expect("a value"));
+            let value = HeaderValue::from_bytes(value).expect("a value");
+            map.append(&name, value.clone());
+            list.append(name, value);
         }
         let mut lines = FieldLines::new(rows.into_iter());
         let wanted: [&[u8]; 4] = [b"other", b"a", b"b", b"\xe9"];
         assert_eq!(edited(&mut map), wanted);
         assert_eq!(edited(&mut lines), wanted);
+        assert_eq!(edited(&mut list), wanted);
+        assert_eq!(HeaderMap::from(list), map);
         let mut head = b"GET / HTTP/1.1\r\n".to_vec();
         lines.write_to(&mut head);
         assert_eq!(head, b"GET / HTTP/1.1\r\nvia: a\r\nx-other: \xe9\r\nhost: other\r\nvia: b\r\n\r\n");

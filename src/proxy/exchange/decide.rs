@@ -11,6 +11,7 @@ use super::heads::{self, ParsedHead};
 use super::verify::ApplicationCall;
 use super::{Decision, Exchange, Exchanged, ReadRequest, Server, spell};
 use crate::gate::Denied;
+use crate::policy::http::field_lines::EditFields as _;
 use crate::policy::http::head::{Framing, check, escaped, split_head};
 use crate::policy::http::original::{OriginalSource, original_head, original_source};
 use crate::policy::keys::denial::{BadRequest, Denial};

@@ -236,7 +236,7 @@ pub(super) fn interim_head(ctx: &Ctx, answer: &AnswerHead, read: &mut [u8]) -> V
 
 /// Writes a response of Keygate's own.
 pub(super) fn own_answer(answer: &Reply, stays: bool) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(HEAD);
+    let mut bytes = Vec::with_capacity(HEAD + answer.body.len());
     bytes.extend_from_slice(b"HTTP/1.1 ");
     bytes.extend_from_slice(answer.status.as_str().as_bytes());
     bytes.push(b' ');

@@ -12,6 +12,7 @@ use crate::model::id::RequestId;
 use crate::model::key::Per;
 use crate::model::scope::{Scopes, check_required};
 use crate::model::tokens::TokenCounts;
+use crate::policy::http::field_lines::EditFields as _;
 use crate::policy::keys::authorize::{AuthorizationRequest, ResourceRequest};
 use crate::policy::keys::credential::is_end_user;
 use crate::policy::keys::denial::{Denial, limit_field, owner, whole_secs};

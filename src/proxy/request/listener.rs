@@ -3,6 +3,7 @@
 //! Must not know: keys, routes. Neither is charged or recorded; a health check is not logged or counted either.
 
 use crate::model::fault::Fault;
+use crate::policy::http::field_lines::{EditFields as _, FieldList};
 use crate::policy::keys::denial::{BadRequest, Denial};
 use crate::proxy::ctx::Ctx;
 use crate::proxy::message::RequestMessage;
@@ -12,7 +13,7 @@ use crate::proxy::state::Proxy;
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_LENGTH, HOST, LOCATION};
 use http::uri::Authority;
-use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use http::{HeaderValue, Method, StatusCode};
 
 impl Proxy {
     /// The response to a request that is for the listener itself; none: it is for a backend.
@@ -61,9 +62,9 @@ fn redirect(message: &RequestMessage<'_>, ctx: &Ctx) -> Option<Reply> {
 }
 
 pub(in crate::proxy) fn empty(status: StatusCode, ctx: &Ctx) -> Reply {
-    let mut fields = HeaderMap::with_capacity(4);
-    fields.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
-    fields.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    fields.insert(X_REQUEST_ID, ctx.request_id.clone());
+    let mut fields = FieldList::with_capacity(4);
+    fields.append(CONTENT_LENGTH, HeaderValue::from_static("0"));
+    fields.append(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    fields.append(X_REQUEST_ID, ctx.request_id.clone());
     Reply { status, fields, body: Bytes::new() }
 }

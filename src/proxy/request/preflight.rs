@@ -52,7 +52,7 @@ impl Proxy {
             EarlyDecision::Answer(answer) => answer,
         };
         let mut parts = http::Response::new(()).into_parts().0;
-        (parts.status, parts.headers) = (answer.status, answer.fields);
+        (parts.status, parts.headers) = (answer.status, answer.fields.into());
         crate::proxy::response::reply::keep_open_if_possible(session);
         session.write_response_header(Box::new(ResponseHeader::from(parts)), true).await?;
         Ok(EarlyOutcome::Answered)
@@ -85,7 +85,8 @@ impl Proxy {
             return self.pass_preflight(message, ctx).map_or(EarlyDecision::No, EarlyDecision::Decided);
         };
         fields.insert(X_REQUEST_ID, ctx.request_id.clone());
-        EarlyDecision::Answer(Reply { status: StatusCode::NO_CONTENT, fields, body: Bytes::new() })
+        let (status, fields) = (StatusCode::NO_CONTENT, fields.into());
+        EarlyDecision::Answer(Reply { status, fields, body: Bytes::new() })
     }
 
     /// Whether a preflight is forwarded without a key; none if it is not a preflight, or is handled like any other

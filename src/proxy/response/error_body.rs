@@ -9,6 +9,9 @@ use crate::policy::keys::denial::Denial;
 use serde::Serialize;
 use serde_json::{Value, json};
 
+/// Usual size of a body, in bytes.
+const BODY: usize = 512;
+
 /// What a body says.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::proxy) struct ErrorParts<'d> {
@@ -137,8 +140,11 @@ fn details(parts: &ErrorParts<'_>) -> Value {
 }
 
 fn written(body: &impl Serialize) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(BODY);
     // Texts, numbers and values that were made here always can be written.
-    serde_json::to_vec(body).unwrap_or_default()
+    let written = serde_json::to_writer(&mut bytes, body);
+    debug_assert!(written.is_ok());
+    bytes
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use crate::clock::Timestamp;
 use crate::counter::LimitsLeft;
 use crate::model::fault::{Fault, Lang};
 use crate::policy::http::coding::CODINGS;
+use crate::policy::http::field_lines::{EditFields as _, FieldList};
 use crate::policy::keys::credential::challenges;
 use crate::policy::keys::denial::Denial;
 use crate::proxy::connection::Connection;
@@ -42,14 +43,13 @@ const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 const WORTH_WAITING: Duration = Duration::from_mins(1);
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
-/// Fields that a response of Keygate's own may have. No response has all of those that are possible, and one more would double
-/// the map.
-const FIELDS: usize = 24;
+/// Fields that a response of Keygate's own has at most, in the usual cases.
+const FIELDS: usize = 20;
 
 /// A response before it is written.
 pub(in crate::proxy) struct Reply {
     pub(in crate::proxy) status: StatusCode,
-    pub(in crate::proxy) fields: HeaderMap,
+    pub(in crate::proxy) fields: FieldList,
     /// Empty in a response to HEAD.
     pub(in crate::proxy) body: Bytes,
 }
@@ -67,15 +67,15 @@ pub(in crate::proxy) fn answer(
     let form = ctx.route.as_ref().map_or(limits.errors, |route| route.errors);
     let request_id = ctx.request_id.to_str().unwrap_or_default();
     let body = error_body::body(form, &ErrorParts { denial, lang: ctx.lang, request_id, at });
-    let mut fields = HeaderMap::with_capacity(FIELDS);
-    fields.insert(header::CONTENT_TYPE, HeaderValue::from_static(error_body::media_type(form)));
-    fields.insert(header::CONTENT_LENGTH, body.len().into());
-    fields.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    fields.insert(X_REQUEST_ID, ctx.request_id.clone());
+    let mut fields = FieldList::with_capacity(FIELDS);
+    fields.append(header::CONTENT_TYPE, HeaderValue::from_static(error_body::media_type(form)));
+    fields.append(header::CONTENT_LENGTH, body.len().into());
+    fields.append(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    fields.append(X_REQUEST_ID, ctx.request_id.clone());
     let retry_after = denial.retry_after_secs();
     say_when_to_retry(&mut fields, denial);
     if let Denial::MethodNotAllowed(allowed) = denial {
-        fields.insert(
+        fields.append(
             header::ALLOW,
             HeaderValue::from_str(allowed).or_else(|_| {
                 Error::e_because(ErrorType::InvalidHTTPHeader, "allow", "methods of a route are tokens")
@@ -89,10 +89,10 @@ pub(in crate::proxy) fn answer(
         }
     }
     if *denial == Denial::ContentCoding {
-        fields.insert(header::ACCEPT_ENCODING, HeaderValue::from_static(CODINGS));
+        fields.append(header::ACCEPT_ENCODING, HeaderValue::from_static(CODINGS));
     }
     if ctx.degraded {
-        fields.insert(DEGRADED.0, DEGRADED.1);
+        fields.append(DEGRADED.0, DEGRADED.1);
     }
     if let Some(left) = left {
         ratelimit::write(&mut fields, limits.families, left, ctx.charged_at, retry_after)?;
@@ -111,15 +111,15 @@ pub(in crate::proxy) fn answer(
 
 /// `Retry-After` is exact to the second; clients that know `retry-after-ms` wait no longer than necessary. A refusal for
 /// which waiting does not help says so, because clients would repeat every 429.
-fn say_when_to_retry(fields: &mut HeaderMap, denial: &Denial) {
+fn say_when_to_retry(fields: &mut FieldList, denial: &Denial) {
     let wait = denial.retry_after();
     if let (Some(wait), Some(secs)) = (wait, denial.retry_after_secs()) {
-        fields.insert(header::RETRY_AFTER, secs.into());
-        fields.insert(RETRY_AFTER_MS, whole_ms(wait).into());
+        fields.append(header::RETRY_AFTER, secs.into());
+        fields.append(RETRY_AFTER_MS, whole_ms(wait).into());
     }
     let is_refusal = denial.fault().status() < 500 && denial.fault() != Fault::RequestTimeout;
     if is_refusal && wait.is_none_or(|wait| wait > WORTH_WAITING) {
-        fields.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
+        fields.append(SHOULD_RETRY, HeaderValue::from_static("false"));
     }
 }
 
@@ -138,10 +138,10 @@ fn is_grpc(message: &RequestMessage<'_>) -> bool {
 }
 
 /// A response of trailers only: HTTP knows nothing of the failure, gRPC everything.
-fn grpc_reply(mut fields: HeaderMap, denial: &Denial) -> pingora::Result<Reply> {
+fn grpc_reply(mut fields: FieldList, denial: &Denial) -> pingora::Result<Reply> {
     let message = HeaderValue::from_str(&grpc_message(&denial.message(Lang::En)))
         .or_else(|error| Error::e_because(ErrorType::InvalidHTTPHeader, "grpc-message", error))?;
-    fields.remove(header::CONTENT_LENGTH);
+    fields.remove(&header::CONTENT_LENGTH);
     fields.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     fields.insert(GRPC_STATUS, grpc_status(denial.fault()).into());
     fields.insert(GRPC_MESSAGE, message);
@@ -181,7 +181,7 @@ pub(in crate::proxy) async fn deny(
     let has_body = !session.is_body_empty();
     let answer = answer(&RequestMessage::of(session.req_header(), has_body), ctx, limits, denial, left, at)?;
     let mut parts = http::Response::new(()).into_parts().0;
-    (parts.status, parts.headers) = (answer.status, answer.fields);
+    (parts.status, parts.headers) = (answer.status, answer.fields.into());
     ctx.is_answered_by_grpc = parts.headers.contains_key(&GRPC_STATUS);
     let head_only = answer.body.is_empty();
     if ctx.is_answered_by_grpc {

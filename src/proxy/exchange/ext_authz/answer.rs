@@ -5,15 +5,15 @@ use super::message::{
     BoolValue, CheckResponse, DeniedHttpResponse, HeaderValue, HeaderValueOption, HttpStatus, OkHttpResponse,
     Status,
 };
-use crate::policy::http::field_lines::{EditFields as _, FieldLines};
+use crate::policy::http::field_lines::{EditFields as _, FieldLines, FieldList};
 use crate::policy::http::fields::HeaderFields;
 use crate::proxy::ctx::Ctx;
 use crate::proxy::message::RequestMessage;
 use crate::proxy::message::headers::X_REQUEST_ID;
 use crate::proxy::response::error_body::grpc_status;
 use crate::proxy::response::reply::{DEGRADED, Reply};
+use http::HeaderName;
 use http::header::{CACHE_CONTROL, CONTENT_LENGTH};
-use http::{HeaderMap, HeaderName};
 
 /// The answer to a call about `message`.
 pub(super) fn of(message: &RequestMessage<'_>, ctx: &Ctx, reply: &Reply) -> CheckResponse {
@@ -26,7 +26,7 @@ pub(super) fn of(message: &RequestMessage<'_>, ctx: &Ctx, reply: &Reply) -> Chec
     }
 }
 
-fn passes(message: &RequestMessage<'_>, ctx: &Ctx, told: &HeaderMap) -> CheckResponse {
+fn passes(message: &RequestMessage<'_>, ctx: &Ctx, told: &FieldList) -> CheckResponse {
     // The backend's response has a body and a framing of its own.
     let of_decision = |name: &HeaderName| [CONTENT_LENGTH, CACHE_CONTROL].contains(name);
     let identifies = |name: &HeaderName| name.as_str().starts_with("x-keygate-") && *name != DEGRADED.0;
