@@ -23,6 +23,11 @@ pub struct Now {
 pub trait Clock: Send + Sync + 'static {
     /// Reads both clocks.
     fn now(&self) -> Now;
+
+    /// Reads the steady clock.
+    fn steady_ns(&self) -> u64 {
+        self.now().steady_ns
+    }
 }
 
 /// The machine's clocks.
@@ -125,10 +130,13 @@ impl Clock for SystemClock {
             Ok(since) => micros(since),
             Err(before) => -micros(before.duration()),
         };
+        Now { wall: Timestamp(wall), steady_ns: self.steady_ns() }
+    }
+
+    fn steady_ns(&self) -> u64 {
         let steady = self.start.elapsed();
         // 584 years of 64 bits.
-        let steady_ns = (steady.as_secs() + 1) * 1_000_000_000 + u64::from(steady.subsec_nanos());
-        Now { wall: Timestamp(wall), steady_ns }
+        (steady.as_secs() + 1) * 1_000_000_000 + u64::from(steady.subsec_nanos())
     }
 }
 

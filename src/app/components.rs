@@ -31,6 +31,7 @@ use crate::policy::upstream::encryption::EncryptionKeys;
 use crate::proxy::connection::AnswerDrains;
 use crate::proxy::connection::address_limiter::AddressLimiter;
 use crate::proxy::observe::access::AccessLog;
+use crate::proxy::observe::series::SeriesByRoute;
 use crate::proxy::upstream::{StoredCredentials, Upstream};
 use crate::proxy::{
     Applications, HeaderPolicy, HealthPath, Proxy, ProxyLimits, RateLimitFamilies, RoutingSnapshot, Tracing,
@@ -153,7 +154,8 @@ pub(super) fn routing(
         resource.into_iter().chain(end_user).chain(r.secret_from.iter().map(|place| place.header().clone()))
     });
     let headers = HeaderPolicy::new(&config.proxy.secret_headers, named);
-    RoutingSnapshot { routes, upstreams, headers }
+    let series = SeriesByRoute::new(metrics, &routes);
+    RoutingSnapshot { routes, upstreams, headers, series }
 }
 
 pub(super) fn gate(

@@ -10,7 +10,7 @@ use super::observe::access::{AccessLogLine, LoggedEnd};
 use super::request::attempt::{AttemptError, ForwardError, RetryFacts, restart_read_timeout, upstream_of};
 use super::request::body::{forward_part, start_body};
 use super::request::forward;
-use super::request::outcome::{class_of, give_back, outcome_of, release_permits};
+use super::request::outcome::{give_back, outcome_of, release_permits};
 use super::request::preflight::EarlyOutcome;
 use super::request::rewind;
 use super::request::rewrite::set_body_fields;
@@ -474,20 +474,17 @@ impl Proxy {
             }
         }
         release_permits(ctx);
-        self.count(ctx, outcome, status);
+        let elapsed = self.elapsed(ctx);
+        self.count(ctx, outcome, status, elapsed);
         if is_logged {
-            let elapsed = self.elapsed(ctx);
             let ended = LoggedEnd { outcome, status, server, bytes: (read, sent), elapsed };
             AccessLogLine::of(message, ctx, &ended).write();
         }
         ctx.note_end(outcome, status);
     }
 
-    fn count(&self, ctx: &Ctx, outcome: Outcome, status: u16) {
-        let class = class_of(status);
-        let route = ctx.route_name();
-        self.metrics.requests.with_label_values(&[route, class, outcome.as_str()]).inc();
-        self.metrics.request_seconds.with_label_values(&[route]).observe(self.elapsed(ctx).as_secs_f64());
+    fn count(&self, ctx: &Ctx, outcome: Outcome, status: u16, elapsed: Duration) {
+        self.metrics.count_request(ctx, (outcome, status), elapsed);
         if let (Outcome::Denied, Some(fault)) = (outcome, ctx.fault) {
             self.metrics.denials.with_label_values(&[fault.name()]).inc();
         }
@@ -548,7 +545,7 @@ impl Proxy {
     /// Records that the response head is about to be sent to the client.
     pub(super) fn note_first_byte(&self, ctx: &mut Ctx, status: u16) {
         let so_far = self.elapsed(ctx).saturating_sub(Duration::from_nanos(ctx.own_ns));
-        self.metrics.backend_seconds.with_label_values(&[ctx.route_name()]).observe(so_far.as_secs_f64());
+        self.metrics.count_first_byte(ctx, so_far);
         ctx.is_unseen = ctx.was_drained();
         if let Some(record) = ctx.record.as_mut().filter(|_| !ctx.is_unseen) {
             record.first_byte(status);
@@ -559,6 +556,6 @@ impl Proxy {
     }
 
     pub(super) fn elapsed(&self, ctx: &Ctx) -> Duration {
-        Duration::from_nanos(self.clock.now().steady_ns.saturating_sub(ctx.arrived.steady_ns))
+        Duration::from_nanos(self.clock.steady_ns().saturating_sub(ctx.arrived.steady_ns))
     }
 }

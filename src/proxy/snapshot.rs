@@ -4,6 +4,7 @@
 //! meanwhile.
 
 use super::message::headers::HeaderPolicy;
+use super::observe::series::SeriesByRoute;
 use super::upstream::Upstream;
 use crate::policy::routing::route::RouteTable;
 use std::sync::Arc;
@@ -16,4 +17,6 @@ pub struct RoutingSnapshot {
     pub upstreams: Box<[Arc<Upstream>]>,
     /// The header rules for requests to backends.
     pub headers: HeaderPolicy,
+    /// The metric series of the routes.
+    pub series: SeriesByRoute,
 }

@@ -233,7 +233,7 @@ impl PendingRecord {
     }
 
     fn elapsed_us(&self) -> u64 {
-        self.clock.now().steady_ns.saturating_sub(self.arrived.steady_ns) / 1_000
+        self.clock.steady_ns().saturating_sub(self.arrived.steady_ns) / 1_000
     }
 }
 

@@ -3,8 +3,8 @@
 //! [`serve`] is the entry point. The routing, header, retry and recording rules are the same functions that are used
 //! for HTTP/2, where Pingora carries the messages.
 //!
-//! *Invariant:* an exchange holds one buffer of fixed size per direction. It holds more of a body only if the body is
-//! read ahead or kept for a retry.
+//! *Invariant:* an exchange holds one buffer per direction, of a fixed size, or a large one of a fixed number of them. It
+//! holds more of a body only if the body is read ahead or kept for a retry.
 
 mod attempt;
 mod body;
@@ -248,10 +248,15 @@ impl Exchange<'_> {
             let upstream = upstream_of(self.ctx).map(Arc::clone).ok_or(ForwardError::Internal)?;
             self.ctx.attempts.pause = Some(upstream.settings.timeouts.read);
             Proxy::await_backend(self.ctx, left);
-            let connected = tokio::select! {
-                biased;
-                () = ended(self.connection) => return Err(ForwardError::Client),
-                connected = connect(self.server, self.ctx, &upstream, left) => connected,
+            let connected = match idle_connection(self.ctx, &upstream) {
+                Some(_) if self.connection.close_reason().is_some() => return Err(ForwardError::Client),
+                Some(idle) => Ok((idle, true)),
+                // Boxed: opening a connection takes a large future, which would be moved for every request.
+                None => tokio::select! {
+                    biased;
+                    () = ended(self.connection) => return Err(ForwardError::Client),
+                    opened = Box::pin(open(self.server, self.ctx, &upstream, left)) => opened,
+                },
             };
             let (backend, reused) = match connected {
                 Ok(connected) => connected,
@@ -345,6 +350,8 @@ impl Exchange<'_> {
         let lead =
             heads::answer_head(&proxy, self.ctx, &self.message, (&answer, &mut read, filter.is_some()), told);
         let lead = lead.map_err(|_| Broken::Other(ForwardError::Internal))?;
+        // Its memory is read into again.
+        drop(read);
         // An invalid start of the body is found here, before any of the response is sent to the client.
         let part = attempt.begin_answer(lead, end, (framing, filter))?;
         proxy.note_first_byte(self.ctx, answer.status);
@@ -454,19 +461,20 @@ fn meter_part(ctx: &mut Ctx, attempt: &Attempt<'_>) {
     }
 }
 
-/// A connection to the chosen server, and whether it is reused.
-async fn connect(
+/// An idle connection to the chosen server. A tunnel gets one of its own.
+fn idle_connection(ctx: &Ctx, upstream: &Upstream) -> Option<UpstreamConnection> {
+    let chosen = ctx.attempts.server().filter(|_| !ctx.attempts.asks_tunnel)?;
+    upstream.idle_connection(chosen)
+}
+
+/// Opens a connection to the chosen server, which is not a reused one.
+async fn open(
     server: Server<'_>,
     ctx: &Ctx,
     upstream: &Arc<Upstream>,
     left: Option<Duration>,
 ) -> Result<(UpstreamConnection, bool), ConnectError> {
     let Some(chosen) = ctx.attempts.server() else { return Err(ConnectError::Failed) };
-    if !ctx.attempts.asks_tunnel
-        && let Some(idle) = upstream.idle_connection(chosen)
-    {
-        return Ok((idle, true));
-    }
     upstream.connect(chosen, server.connector, left).await.map(|connection| (connection, false))
 }
 

@@ -141,6 +141,10 @@ impl Exchange<'_> {
     /// Reads and discards the rest of the request body. Returns false if the client does not send all of it. The
     /// buffer is on the stack, because one in the future would be part of every idle connection's task.
     async fn discard_body(&mut self) -> bool {
+        if self.client.is_between_requests() {
+            // Usually. The buffer is not even cleared.
+            return true;
+        }
         std::future::poll_fn(|context| {
             let mut rest = [0; 4_096];
             while !self.client.is_between_requests() {

@@ -1,4 +1,5 @@
-//! The access log and traces.
+//! The access log, traces, and the metrics of requests.
 
 pub mod access;
+pub mod series;
 pub(super) mod traces;

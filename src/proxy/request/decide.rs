@@ -263,7 +263,7 @@ impl Proxy {
 
     /// The decision has been made: records its time.
     pub(in crate::proxy) fn record_decision_time(&self, ctx: &mut Ctx) {
-        let own = self.clock.now().steady_ns.saturating_sub(ctx.arrived.steady_ns);
+        let own = self.clock.steady_ns().saturating_sub(ctx.arrived.steady_ns);
         if ctx.body.is_none() {
             self.metrics.own_seconds.observe(Duration::from_nanos(own).as_secs_f64());
         }

@@ -49,14 +49,3 @@ pub(in crate::proxy) fn outcome_of(ctx: &Ctx, error: Option<ForwardError>, writt
         (None, None) => Outcome::Served,
     }
 }
-
-/// The class of a status in metrics.
-pub(in crate::proxy) const fn class_of(status: u16) -> &'static str {
-    match status {
-        100..200 => "1xx",
-        200..300 => "2xx",
-        300..400 => "3xx",
-        400..500 => "4xx",
-        _ => "5xx",
-    }
-}
