@@ -240,7 +240,7 @@ fn origin(go: Receiver<()>) -> SocketAddr {
                         }
                     } else if line == "\r\n" {
                         let answer = b"HTTP/1.1 200 OK\r\nServer: origin\r\nContent-Type: application/json\r\nContent-Length: 42\r\n\r\n\
-                            {\"answer\":\"forty-two bytes of an origin!!\"}";
+                            {\"answer\":\"forty-two bytes of an origin!\"}";
                         if stream.get_mut().write_all(answer).is_err() {
                             return;
                         }
