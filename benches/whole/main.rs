@@ -1,11 +1,11 @@
-//! The cost of a governed request: Keygate compared with bare Pingora built with the same flags, nginx and HAProxy, all in
-//! front of the same small origin. Each round runs every target once, in a new order.
+//! The cost of a governed request: Keygate compared with bare Pingora built with the same flags, nginx, HAProxy and Envoy, all
+//! in front of the same small origin. Each round runs every target once, in a new order.
 //!
 //! Compare CPU time per request of the proxy's own processes (user + system, from `/proc`): other load on the machine
 //! changes throughput and latency, but hardly CPU time. Each ratio is taken within a round, and the median of the rounds is
 //! shown.
 //!
-//! Needs nginx, haproxy, wrk and redis-server; `make bench` installs them. Everything listens on loopback, on free ports.
+//! Needs nginx, haproxy, envoy, wrk and redis-server; `make bench` installs them. Everything listens on loopback, on free ports.
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,

