@@ -14,6 +14,7 @@ const SQL: Dialect = Dialect {
     mark: "$",
     sum: ("least(coalesce(sum(", "), 0), 9223372036854775807)::bigint"),
     key_bytes: "uuid_send(k.id)",
+    workspace_bytes: "convert_to($1, 'UTF8')",
     end_user_id: "encode(g.name, 'hex')::uuid",
 };
 
@@ -26,7 +27,9 @@ pub(super) async fn all(
     let (from, to) = whole_days(filter.days);
     let values: &[&(dyn ToSql + Sync)] =
         &[&workspace.as_str(), &total_width(filter.days).seconds(), &from, &to, &filter.resource_id];
-    Ok(tx.one(&SQL.total(), values, read_usage_total).await?.unwrap_or_default())
+    let is_of_resource = filter.resource_id.is_some();
+    let values = if is_of_resource { values } else { &values[..4] };
+    Ok(tx.one(&SQL.total(is_of_resource), values, read_usage_total).await?.unwrap_or_default())
 }
 
 /// In groups, those with the most requests first.

@@ -16,6 +16,8 @@ pub(in crate::store) struct Dialect {
     pub(in crate::store) sum: (&'static str, &'static str),
     /// The bytes of `k.id`.
     pub(in crate::store) key_bytes: &'static str,
+    /// The bytes of the workspace.
+    pub(in crate::store) workspace_bytes: &'static str,
     /// The end user's id in the bytes of `g.name`.
     pub(in crate::store) end_user_id: &'static str,
 }
@@ -31,9 +33,18 @@ pub(in crate::store) struct GroupQuery {
 // === impl Dialect ===
 
 impl Dialect {
-    /// The query for the total of a workspace's keys.
-    pub(in crate::store) fn total(&self) -> String {
-        format!("SELECT {} {}", self.sums(), self.of_keys())
+    /// The query for the total of a workspace's keys, or of those of one resource. The workspace's own roll-ups have the sum of all
+    /// its keys, so that only the few rows of a time are read.
+    pub(in crate::store) fn total(&self, is_of_resource: bool) -> String {
+        let sums = self.sums();
+        if is_of_resource {
+            return format!("SELECT {sums} {}", self.of_keys());
+        }
+        format!(
+            "SELECT {sums} FROM usage_rollups t WHERE t.subject_kind = 2 AND t.subject_id = {} AND {}",
+            self.workspace_bytes,
+            self.in_time()
+        )
     }
 
     /// The query for groups, those with the most requests first.
@@ -59,7 +70,46 @@ impl Dialect {
             ),
             _ => groups,
         };
-        GroupQuery { count: format!("SELECT count(*) FROM (SELECT 1 {from} GROUP BY {group}) AS g"), select }
+        let (count, select) = match by {
+            UsageGroup::Key => (self.count_of_keys(), self.busiest_keys()),
+            _ => (format!("SELECT count(*) FROM (SELECT 1 {from} GROUP BY {group}) AS g"), select),
+        };
+        GroupQuery { count, select }
+    }
+
+    /// The keys of a page by their requests alone, and only then everything else of these few: a workspace may have very many.
+    fn busiest_keys(&self) -> String {
+        let (mark, requests) = (self.mark, self.sum("requests"));
+        let order = format!("ORDER BY {requests} DESC, k.name, k.id");
+        let page = format!(
+            "SELECT k.id, k.name, k.resource_id {} GROUP BY k.id, k.name, k.resource_id {order} LIMIT {mark}6 OFFSET {mark}7",
+            self.of_keys()
+        );
+        format!(
+            "SELECT k.id, k.name, k.resource_id, {} FROM ({page}) AS k JOIN usage_rollups t ON {}
+             GROUP BY k.id, k.name, k.resource_id {order}",
+            self.sums(),
+            self.of_key()
+        )
+    }
+
+    fn count_of_keys(&self) -> String {
+        let mark = self.mark;
+        format!(
+            "SELECT count(*) FROM keys k WHERE k.workspace_id = {mark}1 AND (k.resource_id = {mark}5 OR {mark}5 IS NULL)
+                 AND EXISTS (SELECT 1 FROM usage_rollups t WHERE {})",
+            self.of_key()
+        )
+    }
+
+    /// Whether `t` is a roll-up of the key `k` within the time.
+    fn of_key(&self) -> String {
+        format!("t.subject_kind = 1 AND t.subject_id = {} AND {}", self.key_bytes, self.in_time())
+    }
+
+    fn in_time(&self) -> String {
+        let mark = self.mark;
+        format!("t.width = {mark}2 AND t.start >= {mark}3 AND t.start < {mark}4")
     }
 
     /// The number for the fifth parameter of [`Dialect::groups`]; none: it is the resource.
@@ -76,10 +126,9 @@ impl Dialect {
     }
 
     fn of_keys(&self) -> String {
-        let Self { mark, key_bytes, .. } = self;
+        let (mark, of_key) = (self.mark, self.of_key());
         format!(
-            "FROM keys k JOIN usage_rollups t ON t.subject_kind = 1 AND t.subject_id = {key_bytes}
-                 AND t.width = {mark}2 AND t.start >= {mark}3 AND t.start < {mark}4
+            "FROM keys k JOIN usage_rollups t ON {of_key}
              WHERE k.workspace_id = {mark}1 AND (k.resource_id = {mark}5 OR {mark}5 IS NULL)"
         )
     }

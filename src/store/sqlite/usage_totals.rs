@@ -10,8 +10,13 @@ use crate::store::{Page, PageRequest, UsageGroup, UsageGroupTotal, UsageTotal, U
 use rusqlite::types::Value;
 use rusqlite::{Transaction, params, params_from_iter};
 
-const SQL: Dialect =
-    Dialect { mark: "?", sum: ("CAST(total(", ") AS INTEGER)"), key_bytes: "k.id", end_user_id: "g.name" };
+const SQL: Dialect = Dialect {
+    mark: "?",
+    sum: ("CAST(total(", ") AS INTEGER)"),
+    key_bytes: "k.id",
+    workspace_bytes: "CAST(?1 AS BLOB)",
+    end_user_id: "g.name",
+};
 
 /// The total.
 pub(super) fn all(
@@ -21,8 +26,14 @@ pub(super) fn all(
 ) -> Result<UsageTotal, StoreError> {
     let (from, to) = whole_days(filter.days);
     let width = total_width(filter.days).seconds();
-    let values = params![workspace.as_str(), width, from, to, filter.resource_id];
-    Ok(row::one(tx, &SQL.total(), values, read_usage_total)?.unwrap_or_default())
+    let sql = SQL.total(filter.resource_id.is_some());
+    let total = match &filter.resource_id {
+        Some(resource) => {
+            row::one(tx, &sql, params![workspace.as_str(), width, from, to, resource], read_usage_total)
+        }
+        None => row::one(tx, &sql, params![workspace.as_str(), width, from, to], read_usage_total),
+    };
+    Ok(total?.unwrap_or_default())
 }
 
 /// In groups, those with the most requests first.
