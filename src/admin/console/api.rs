@@ -3,6 +3,7 @@
 //! *Invariant:* the console reads and writes only through these calls, as its visitor. What a role may do, which
 //! workspace it sees, what is valid and what is audited are therefore decided in one place, for pages as for programs.
 
+use super::wording::in_chinese;
 use crate::admin::auth::Identity;
 use crate::admin::caller::{SignedIn, WORKSPACE};
 use crate::admin::cursor;
@@ -113,7 +114,12 @@ impl Api<'_> {
         let bytes = bytes.map_err(|error| broken(&error))?;
         let Answer { msg, data } = serde_json::from_slice(&bytes).map_err(|error| broken(&error))?;
         if !status.is_success() {
-            let errors = mistakes(&data, &msg);
+            let mut errors = mistakes(&data, &msg);
+            if self.lang == Lang::Zh {
+                for error in &mut errors {
+                    error.message = in_chinese(&error.message).unwrap_or(std::mem::take(&mut error.message));
+                }
+            }
             return Err(Refused { status, message: msg, errors });
         }
         serde_json::from_value(data).map_err(|error| broken(&error))

@@ -32,6 +32,7 @@ mod tests;
 mod texts;
 mod usage;
 mod visit;
+mod wording;
 mod workspaces;
 
 use super::context::{self, AdminState};
