@@ -348,6 +348,20 @@ def platform(browser):
     browser.fill("prices", '[{"model": "gpt-4o*", "input": "2.5", "output": "10"}]')
     browser.press("form[action='/console/prices'] button")
     assert "gpt-4o*" in browser.text()
+    browser.press("main a[href='/console/prices/edit']")
+    browser.fill("model", "o3")
+    browser.fill("input", "many")
+    browser.fill("output", "8")
+    browser.press("main form.form button")
+    assert browser.find("#e-input").text and browser.find("#f-input").get_attribute("aria-invalid") == "true", browser.text()
+    browser.log("a refused price", allowed=[400])
+    browser.check("price refused")
+    browser.fill("input", "2")
+    browser.press("main form.form button")
+    assert "o3" in browser.text() and "gpt-4o*" in browser.text()
+    browser.open("/console/prices/edit?model=o3")
+    browser.press("form[action='/console/prices/delete'] button")
+    assert "o3" not in browser.text() and "gpt-4o*" in browser.text()
 
 
 def every_page(browser, key, screenshots):
@@ -355,7 +369,7 @@ def every_page(browser, key, screenshots):
              "requests": f"{key}/requests", "usage": "/console/w/demo/usage", "budgets": "/console/w/demo/budgets",
              "end-users": "/console/w/demo/end-users", "audit": "/console/w/demo/audit", "workspaces": "/console/workspaces",
              "workspace": "/console/workspaces/acme", "plans": "/console/plans", "plan": "/console/plans/gold",
-             "prices": "/console/prices", "platform-audit": "/console/audit", "node": "/console/node"}
+             "prices": "/console/prices", "price": "/console/prices/edit?model=gpt-4o%2A", "platform-audit": "/console/audit", "node": "/console/node"}
     for theme in ["dark", "light"]:
         if browser.all(f".prefs [name=theme][value={theme}]"):
             browser.press(f".prefs [name=theme][value={theme}]")

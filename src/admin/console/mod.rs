@@ -21,6 +21,7 @@ mod node;
 mod origin;
 mod overview;
 mod plans;
+mod price_form;
 mod prices;
 mod provider;
 mod session;
@@ -85,6 +86,8 @@ pub(super) fn router(admin: AdminState, api: Router) -> Router {
         .route("/console/plans/{id}", get(plans::edit_form).post(plans::change))
         .route("/console/plans/{id}/delete", post(plans::delete))
         .route("/console/prices", get(prices::list).post(prices::replace))
+        .route("/console/prices/edit", get(price_form::edit_form).post(price_form::save))
+        .route("/console/prices/delete", post(price_form::delete))
         .route("/console/audit", get(audit::of_platform))
         .route("/console/node", get(node::show))
         .route("/console/node/reload", post(node::reload))

@@ -2,6 +2,7 @@
 
 use super::form::{Field, FieldKind, Form};
 use super::key_form::is_about_form;
+use super::price_form;
 use super::show;
 use super::texts::Texts;
 use super::visit::{Change, Frame, Shown, Visit, lead_to, page};
@@ -12,21 +13,21 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 #[derive(Deserialize)]
-struct Prices {
-    prices: Vec<Price>,
+pub(super) struct Prices {
+    pub(super) prices: Vec<Price>,
     updated_at: Option<i64>,
 }
 
 #[derive(Deserialize)]
-struct Price {
-    model: String,
+pub(super) struct Price {
+    pub(super) model: String,
     #[serde(flatten)]
-    rates: Rates,
-    tiers: Vec<Tier>,
+    pub(super) rates: Rates,
+    pub(super) tiers: Vec<Tier>,
 }
 
 #[derive(Deserialize)]
-struct Rates {
+pub(super) struct Rates {
     input: String,
     cached: String,
     cache_write: String,
@@ -35,10 +36,18 @@ struct Rates {
 }
 
 #[derive(Deserialize)]
-struct Tier {
-    above: u64,
+pub(super) struct Tier {
+    pub(super) above: u64,
     #[serde(flatten)]
-    rates: Rates,
+    pub(super) rates: Rates,
+}
+
+/// A row of the list.
+struct PriceRow {
+    model: String,
+    /// Where it is edited; empty: it is a tier of the row above.
+    edit: String,
+    rates: [String; 5],
 }
 
 #[derive(Template)]
@@ -46,7 +55,7 @@ struct Tier {
 struct PricesPage {
     t: &'static Texts,
     frame: Frame,
-    rows: Vec<[String; 6]>,
+    rows: Vec<PriceRow>,
     updated: String,
     form: Form,
     counts: Vec<(String, String)>,
@@ -102,21 +111,21 @@ fn fields(t: &'static Texts, text: &str) -> Vec<Field> {
 
 impl Price {
     /// One row, and one for each tier.
-    fn rows(&self) -> Vec<[String; 6]> {
-        let own = (self.model.clone(), &self.rates);
-        let tiers = self
-            .tiers
-            .iter()
-            .map(|tier| (format!("{} > {}", self.model, show::count(tier.above)), &tier.rates));
-        let rows = [own].into_iter().chain(tiers).map(|(model, rates)| {
+    fn rows(&self) -> Vec<PriceRow> {
+        let own = (self.model.clone(), price_form::place_of(&self.model), &self.rates);
+        let tiers = self.tiers.iter().map(|tier| {
+            (format!("{} > {}", self.model, show::count(tier.above)), String::new(), &tier.rates)
+        });
+        let rows = [own].into_iter().chain(tiers).map(|(model, edit, rates)| {
             let Rates { input, cached, cache_write, output, reasoning } = rates;
-            [model, input.clone(), cached.clone(), cache_write.clone(), output.clone(), reasoning.clone()]
+            let rates = [input, cached, cache_write, output, reasoning].map(Clone::clone);
+            PriceRow { model, edit, rates }
         });
         rows.collect()
     }
 
     /// As the API takes it back.
-    fn json(&self) -> Value {
+    pub(super) fn json(&self) -> Value {
         let mut price = self.rates.json();
         price["model"] = json!(self.model);
         let tiers: Vec<Value> = self
@@ -136,6 +145,12 @@ impl Price {
 }
 
 impl Rates {
+    /// The prices in the order in which a form has them.
+    pub(super) fn in_form_order(&self) -> [&str; 5] {
+        let Self { input, cached, cache_write, output, reasoning } = self;
+        [input, output, cached, cache_write, reasoning]
+    }
+
     fn json(&self) -> Value {
         let Self { input, cached, cache_write, output, reasoning } = self;
         json!({"input": input, "cached": cached, "cache_write": cache_write, "output": output, "reasoning": reasoning})

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use std::time::Duration;
 
 /// Every URL of the console that shows something; `{id}` is a key.
-const PAGES: [&str; 19] = [
+const PAGES: [&str; 20] = [
     "/console/workspaces",
     "/console/workspaces/new",
     "/console/workspaces/{workspace}",
@@ -20,6 +20,7 @@ const PAGES: [&str; 19] = [
     "/console/plans/new",
     "/console/plans/default",
     "/console/prices",
+    "/console/prices/edit",
     "/console/audit",
     "/console/node",
     "/console/w/{workspace}",
@@ -35,7 +36,7 @@ const PAGES: [&str; 19] = [
 ];
 
 /// Every URL that changes something, and a form that it accepts.
-const CHANGES: [(&str, &str); 18] = [
+const CHANGES: [(&str, &str); 20] = [
     ("/console/sign-out", ""),
     ("/console/workspaces/new", "id=new&plan_id=default"),
     ("/console/workspaces/{workspace}", "name=changed&plan_id=default"),
@@ -52,6 +53,8 @@ const CHANGES: [(&str, &str); 18] = [
         "/console/prices",
         "prices=%5B%7B%22model%22%3A%22m%22%2C%22input%22%3A%221%22%2C%22output%22%3A%222%22%7D%5D",
     ),
+    ("/console/prices/edit", "was=&model=n&input=1&output=2"),
+    ("/console/prices/delete", "was=m"),
     ("/console/node/reload", ""),
     ("/console/w/{workspace}/keys/new", "name=made&type=service&scopes=app"),
     ("/console/w/{workspace}/keys/{id}/edit", "name=changed&scopes=app&rate_limit=1"),
@@ -481,4 +484,61 @@ async fn a_store_that_is_away_is_said_and_what_memory_has_is_shown() {
     }
     let node = browser.get("/console/node").await;
     assert!(node.status == 200 && node.text.contains("no answer"), "{}", node.text);
+}
+
+#[tokio::test]
+async fn a_price_lives_through_its_form() {
+    let api = Api::start().await;
+    let token = api.token("ws-a", Role::Platform);
+    let mut browser = Browser::enter(&api, &token).await;
+    let prices = async || api.call(&token, "GET", "/prices", Value::Null).await.data()["prices"].clone();
+    let save = "/console/prices/edit";
+    let tier = "&above_0=&above_1=200,000&input_1=5&output_1=22.5";
+    let made = browser.change(save, &format!("was=&model=gpt*&input=2.5&output=10&cached={tier}")).await;
+    assert_eq!((made.status.as_u16(), made.header("location")), (303, "/console/prices"), "{}", made.text);
+    let found = prices().await;
+    assert_eq!((&found[0]["model"], &found[0]["cached"]), (&json!("gpt*"), &json!("2.5")));
+    assert_eq!(
+        (&found[0]["tiers"][0]["above"], &found[0]["tiers"][0]["output"]),
+        (&json!(200_000), &json!("22.5"))
+    );
+    let list = browser.get("/console/prices").await.text;
+    assert!(list.contains("href=\"/console/prices/edit?model=gpt%2A\""), "{list}");
+    let form = browser.get("/console/prices/edit?model=gpt%2A").await.text;
+    assert!(
+        form.contains("name=\"above_0\" value=\"200000\"")
+            && form.contains("name=\"output_0\" value=\"22.5\"")
+    );
+    assert_eq!(browser.get("/console/prices/edit?model=other").await.status, 404);
+    // Mistakes are shown where they were typed, also those of the second row of tiers.
+    let wrong = "was=&model=&input=x&output=1&above_1=5&input_1=y";
+    let refused = browser.change(save, wrong).await;
+    assert_eq!(refused.status, 400);
+    for at in ["f-model", "f-input", "f-input_1"] {
+        let (_, rest) = refused.text.split_once(&format!("id=\"{at}\"")).expect("a field");
+        assert!(
+            rest.split('>').next().is_some_and(|tag| tag.contains("aria-invalid")),
+            "{at}: {}",
+            refused.text
+        );
+    }
+    assert!(refused.text.contains("name=\"input\" value=\"x\""), "what was typed stays");
+    browser.lang = "zh";
+    let refused = browser.change("/console/w/ws-a/keys/new", "name=&type=service&scopes=app").await;
+    assert!(
+        refused.text.contains("必须为 1 到 255 个字符") || refused.text.contains("必须填写"),
+        "{}",
+        refused.text
+    );
+    browser.lang = "en";
+    let renamed = browser.change(save, "was=gpt*&model=gpt-5*&input=3&output=11&above_0=").await;
+    assert_eq!(renamed.status, 303, "{}", renamed.text);
+    let found = prices().await;
+    assert_eq!(
+        (found.as_array().map(Vec::len), &found[0]["model"], &found[0]["tiers"]),
+        (Some(1), &json!("gpt-5*"), &json!([]))
+    );
+    assert_eq!(browser.change("/console/prices/delete", "was=gpt*").await.status, 404);
+    assert_eq!(browser.change("/console/prices/delete", "was=gpt-5*").await.status, 303);
+    assert_eq!(prices().await, json!([]));
 }

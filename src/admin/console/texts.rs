@@ -33,6 +33,7 @@ impl Texts {
 
 texts! {
     a_second: "/s", "/秒";
+    above: "Above (input tokens)", "高于（输入令牌数）";
     action: "Action", "操作";
     actions: "Actions", "操作";
     active: "Active", "启用";
@@ -89,6 +90,8 @@ texts! {
     delete_key_hint: "Its secret is refused from the next request on. Statistics and requests stay. Within the days that the plan says, it can be restored from the list of deleted keys.", "从下一个请求起其密文即被拒绝，统计和请求记录会保留。在套餐规定的天数内可从已删除密钥列表中恢复。";
     delete_plan: "Delete this plan", "删除此套餐";
     delete_plan_hint: "A plan can be deleted when no workspace is on it.", "没有工作空间使用的套餐才能删除。";
+    delete_price: "Delete this price", "删除此价格";
+    delete_price_hint: "Answers of this model have no cost from then on, unless another entry is for it. What is counted stays.", "此后该模型的响应不计费用，除非其他条目适用。已计入的费用会保留。";
     delete_workspace: "Delete this workspace", "删除此工作空间";
     delete_workspace_hint: "Its end users go with it. Usage and the audit log stay.", "其终端用户会一并删除，用量和审计日志会保留。";
     deleted: "Deleted", "已删除";
@@ -133,6 +136,7 @@ texts! {
     h_ips: "Addresses or networks from which the key may be used, one a line, as 192.0.2.7 or 10.0.0.0/8. Empty: any.", "允许使用密钥的地址或网段，每行一个，如 192.0.2.7 或 10.0.0.0/8。留空：不限。";
     h_limits: "Up to eight: the highest number, what is counted, and in which window. Rows without a number are ignored. Cost is in billionths of the currency unit.", "最多八项：最大值、计数对象和时间窗口。没有数值的行会被忽略。费用以货币单位的十亿分之一计。";
     h_metadata: "Your own data as a JSON object, such as {\"team\": \"search\"}. Up to 64 entries.", "您自己的数据，JSON 对象，例如 {\"team\": \"search\"}。最多 64 项。";
+    h_model: "Its name, or its first characters and *. The most precise entry counts.", "模型名称，或开头字符加 *。最精确的条目生效。";
     h_month_day: "On which day months begin, 1 to 31. Empty: the first.", "每月从哪一天开始，1 到 31。留空：1 日。";
     h_name: "What people call it, 1 to 255 characters. Unique among the keys of the resource.", "便于识别的名称，1 到 255 个字符。在同一资源的密钥中唯一。";
     h_plan_end_users: "How many end users a workspace may have.", "一个工作空间最多可有多少终端用户。";
@@ -140,6 +144,7 @@ texts! {
     h_plan_limits: "Up to eight: whose usage, the highest number, what is counted, and in which window.", "最多八项：对象、最大值、计数内容和时间窗口。";
     h_plan_of: "What the workspace may use.", "工作空间可以使用的额度。";
     h_plan_rate: "The highest rate that a key may have, in requests per second.", "单个密钥的最高速率（每秒请求数）。";
+    h_price: "Decimal numbers in your currency, such as 2.5. An empty one is like Input or Output.", "以您的货币计的小数，例如 2.5。留空则与输入或输出相同。";
     h_prices: "A list as the API takes it. It replaces all prices of the store; a model that is not in it has none from then on.", "API 所接受的列表。它会替换存储中的全部价格；不在其中的模型此后没有价格。";
     h_quota: "Admitted requests in the whole life of the key. Empty: no limit.", "密钥整个生命周期内允许的请求数。留空：不限。";
     h_rate_burst: "Requests that may come at once. Empty: as many as per second.", "可以同时到达的请求数。留空：与每秒请求数相同。";
@@ -150,6 +155,7 @@ texts! {
     h_retention: "For how many days usage records are kept. Empty: for ever.", "用量记录保留的天数。留空：永久保留。";
     h_scopes: "What routes may ask for, as words: orders:read orders:*. Empty: the scope of the type. A service key needs at least one.", "路由可要求的权限范围，以空格分隔：orders:read orders:*。留空：使用该类型自带的范围。service 密钥至少需要一个。";
     h_scopes_edit: "What routes may ask for, as words: orders:read orders:*.", "路由可要求的权限范围，以空格分隔：orders:read orders:*。";
+    h_tiers: "Their prices are for all tokens of an answer with more input tokens than that. An empty one is like above. To remove a tier, empty its row.", "适用于输入令牌数超过该值的响应的全部令牌。留空则与上方相同；清空整行即可删除。";
     h_type: "A service key is for the whole workspace; the others are for one resource each.", "service 密钥用于整个工作空间；其他类型各用于一个资源。";
     h_until: "In UTC. From then on the grant no longer counts.", "UTC 时间。此后该授予不再有效。";
     h_week_day: "On which day weeks begin.", "每周从哪一天开始。";
@@ -188,6 +194,7 @@ texts! {
     new_grant: "Grant more", "增加授予";
     new_key: "New key", "新建密钥";
     new_plan: "New plan", "新建套餐";
+    new_price: "Add a price", "添加价格";
     new_secret: "New secret", "新密文";
     new_workspace: "New workspace", "新建工作空间";
     newest_requests: "Newest requests", "最新请求";
@@ -265,6 +272,7 @@ texts! {
     platform: "Platform", "平台";
     platform_audit: "Platform audit", "平台审计";
     previous_page: "Previous page", "上一页";
+    price_of_million: "Price of a million tokens", "每百万令牌价格";
     prices: "Prices", "价格";
     prices_hint: "What a million tokens cost. Those of the config file are not listed here, and replace those of the same pattern.", "每百万令牌的价格。配置文件中的价格不在此列出，并优先于相同模式的价格。";
     provider_away: "The identity provider cannot be used at the moment. Try again in a minute, or sign in with an admin token.", "目前无法使用身份提供方，请稍后重试，或使用管理令牌登录。";
@@ -326,6 +334,7 @@ texts! {
     theme_dark: "Dark", "深色";
     theme_light: "Light", "浅色";
     thirty_days: "for 30 days", "30 天";
+    tiers: "Answers with more input", "输入更多的响应";
     time_utc: "Time (UTC)", "时间（UTC）";
     to_key: "To the key", "查看密钥";
     to_utc: "To (UTC)", "截止（UTC）";
