@@ -18,6 +18,7 @@
 # make cost   instructions and allocations of a request, the same on any machine (ARGS=check compares with the baseline, ARGS=record)
 # make bench-parts  nanoseconds of the decision, the counters, the keyring and the journal
 # make bench-journal  CPU of the usage journal per request, and the time to recover a gigabyte of it
+# make bench-console  how long the console's pages take with a million keys and ten million records (ARGS='--keys 10000 --records 100000' for less)
 # make fuzz   a minute of each fuzz target (needs a nightly toolchain and cargo-fuzz)
 
 CARGO ?= cargo
@@ -25,7 +26,7 @@ PACKAGES = gcc libc6-dev make cmake
 
 ENV_FILE ?= .env
 
-.PHONY: docs package run test test-clients test-openapi measure lint dist env check-deploy fuzz tools test-tools cost bench bench-tools bench-parts bench-journal bench-ledger model
+.PHONY: docs package run test test-clients test-openapi measure lint dist env check-deploy fuzz tools test-tools cost bench bench-tools bench-parts bench-journal bench-ledger bench-console model
 
 run: tools
 	@$(CARGO) build --locked --release
@@ -114,6 +115,10 @@ bench-parts: tools
 
 bench-ledger: tools test-tools
 	$(CARGO) bench --locked --bench ledger -- $(ARGS)
+
+bench-console: tools
+	$(CARGO) build --locked --release
+	python3 benches/console/run.py target/release/keygate $(ARGS)
 
 # Explores the protocol of the shared counters for about an hour; `make test` does a minute of it.
 model: tools
