@@ -70,6 +70,7 @@ const LAYERS: [(&str, &[&str]); 4] = [
             "message",
             "connection",
             "upstream",
+            "series",
             "snapshot",
             "holds",
             "verified",

@@ -31,7 +31,7 @@ use crate::policy::upstream::encryption::EncryptionKeys;
 use crate::proxy::connection::AnswerDrains;
 use crate::proxy::connection::address_limiter::AddressLimiter;
 use crate::proxy::observe::access::AccessLog;
-use crate::proxy::observe::series::SeriesByRoute;
+use crate::proxy::series::SeriesByRoute;
 use crate::proxy::upstream::{StoredCredentials, Upstream};
 use crate::proxy::{
     Applications, HeaderPolicy, HealthPath, Proxy, ProxyLimits, RateLimitFamilies, RoutingSnapshot, Tracing,

@@ -12,6 +12,7 @@ mod meter;
 pub mod observe;
 mod request;
 mod response;
+pub mod series;
 pub mod server;
 mod service;
 mod snapshot;

@@ -4,7 +4,7 @@
 //! meanwhile.
 
 use super::message::headers::HeaderPolicy;
-use super::observe::series::SeriesByRoute;
+use super::series::SeriesByRoute;
 use super::upstream::Upstream;
 use crate::policy::routing::route::RouteTable;
 use std::sync::Arc;

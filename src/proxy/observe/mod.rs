@@ -1,5 +1,5 @@
 //! The access log, traces, and the metrics of requests.
 
 pub mod access;
-pub mod series;
+mod counts;
 pub(super) mod traces;

@@ -12,7 +12,7 @@ use crate::policy::http::source::{V1_MAX, V2_HEAD, V2_SIGNATURE, read_v1, read_v
 use crate::proxy::connection::h1_stream::H1ClientStream;
 use crate::proxy::connection::socket::{Socket, is_local_shortage};
 use crate::proxy::connection::table::{ConnectionGuard, ConnectionTable, NotRegistered};
-use crate::proxy::observe::series::class_of;
+use crate::proxy::series::class_of;
 use crate::proxy::service::Phases;
 use crate::proxy::state::Proxy;
 use crate::server_tls::{TlsContext, was_a_challenge};

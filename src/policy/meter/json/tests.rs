@@ -1,3 +1,5 @@
+//! The reader of JSON: what it tells of a text, however that is cut.
+
 use super::*;
 
 /// Accepts everything and writes down what it is told; pieces of a string in one line.
