@@ -73,12 +73,11 @@ pub(super) async fn save(change: Change) -> Shown {
     let mut shown = PricePage::of(&visit, found.prices.iter().find(|price| price.model == was));
     shown.fill(&sent);
     let mut all: Vec<Value> = found.prices.iter().map(Price::json).collect();
-    let place = match found.prices.iter().position(|price| price.model == was) {
-        Some(place) => place,
-        None => {
-            all.push(Value::Null);
-            all.len() - 1
-        }
+    let place = if let Some(place) = found.prices.iter().position(|price| price.model == was) {
+        place
+    } else {
+        all.push(Value::Null);
+        all.len() - 1
     };
     all[place] = shown.json();
     match replace(&visit, all).await {
@@ -127,14 +126,14 @@ impl Cell {
 
 impl PriceRow {
     /// A row; `tier`: the number of the tier and where it begins.
-    fn new(t: &'static Texts, rates: Option<&Rates>, tier: Option<(usize, String)>) -> Self {
-        let name = |kind: &str| match &tier {
+    fn new(t: &'static Texts, rates: Option<&Rates>, tier: Option<&(usize, String)>) -> Self {
+        let name = |kind: &str| match tier {
             Some((n, _)) => format!("{kind}_{n}"),
             None => kind.to_owned(),
         };
         let labels = [t.input, t.output, t.cached, t.cache_write, t.reasoning];
         let values = rates.map(Rates::in_form_order).unwrap_or_default();
-        let above = tier.as_ref().map(|(_, above)| Cell::new(name("above"), t.above, above));
+        let above = tier.map(|(_, above)| Cell::new(name("above"), t.above, above));
         let prices = KINDS.iter().zip(labels).zip(values).map(|((kind, label), value)| Cell {
             is_required: tier.is_none() && ["input", "output"].contains(kind),
             ..Cell::new(name(kind), label, value)
@@ -172,7 +171,7 @@ impl PricePage {
         let tiers = known.iter().map(Some).chain([None; TIERS_TO_ADD]).take(TIERS_MAX).enumerate();
         let tiers = tiers.map(|(n, tier): (usize, Option<&Tier>)| {
             let above = tier.map(|tier| tier.above.to_string()).unwrap_or_default();
-            PriceRow::new(t, tier.map(|tier| &tier.rates), Some((n, above)))
+            PriceRow::new(t, tier.map(|tier| &tier.rates), Some(&(n, above)))
         });
         Self {
             t,

@@ -88,20 +88,16 @@ pub(super) fn seal_person(peppers: &Peppers, oidc: &Oidc, person: &Person, now: 
 
 /// The session of a cookie; none if it was not made here, or is over.
 pub(super) fn open(peppers: &Peppers, oidc: Option<&Oidc>, cookie: &str, now: Timestamp) -> Option<Session> {
-    let (holder, pepper) = match unseal(peppers, TOKEN, cookie, SESSION_MAX, now) {
-        Some((token, pepper)) => {
-            (Holder::Token(Zeroizing::new(std::str::from_utf8(&token).ok()?.to_owned())), pepper)
+    let (holder, pepper) = if let Some((token, pepper)) = unseal(peppers, TOKEN, cookie, SESSION_MAX, now) {
+        (Holder::Token(Zeroizing::new(std::str::from_utf8(&token).ok()?.to_owned())), pepper)
+    } else {
+        let (text, pepper) = unseal(peppers, &purpose(PERSON, oidc?), cookie, SESSION_MAX, now)?;
+        let SealedPerson { subject, name, groups, until, id_token } = serde_json::from_slice(&text).ok()?;
+        let until = Timestamp::from_micros(until);
+        if until <= now {
+            return None;
         }
-        None => {
-            let (text, pepper) = unseal(peppers, &purpose(PERSON, oidc?), cookie, SESSION_MAX, now)?;
-            let SealedPerson { subject, name, groups, until, id_token } =
-                serde_json::from_slice(&text).ok()?;
-            let until = Timestamp::from_micros(until);
-            if until <= now {
-                return None;
-            }
-            (Holder::Person(Box::new(Person { subject, name, groups, until, id_token })), pepper)
-        }
+        (Holder::Person(Box::new(Person { subject, name, groups, until, id_token })), pepper)
     };
     Some(Session { holder, form_token: form_token(pepper, cookie) })
 }

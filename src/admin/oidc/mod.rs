@@ -1,4 +1,4 @@
-//! Signs people in with an identity provider: OpenID Connect, the code flow with PKCE (RFC 7636).
+//! Signs people in with an identity provider: `OpenID` Connect, the code flow with PKCE (RFC 7636).
 //!
 //! Must not know: cookies, pages, or what a role may do. Nothing is kept about those who sign in; what must last from the first
 //! step to the second is a [`Flow`], which the caller keeps.
@@ -416,7 +416,7 @@ fn refused(why: &str) -> NotSignedIn {
     NotSignedIn::Refused(why.to_owned())
 }
 
-/// Whether the ID token was made for this client and this sign-in (OpenID Connect Core, 3.1.3.7).
+/// Whether the ID token was made for this client and this sign-in (`OpenID` Connect Core, 3.1.3.7).
 fn is_of_flow(claims: &Map<String, Value>, client: &str, nonce: &str) -> Result<(), &'static str> {
     if claims.get("nonce").and_then(Value::as_str) != Some(nonce) {
         return Err("id_token_nonce");
