@@ -9,6 +9,7 @@ use serde_json::json;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -159,6 +160,32 @@ async fn a_gateway_may_listen_with_tls_only() {
     let secret = gateway.create_key(json!({})).secret;
     let stream = authority.connect(tls(&gateway), "one.test", b"http/1.1", None).await.unwrap();
     assert!(over_http1(stream, &secret).await.starts_with("HTTP/1.1 200"));
+}
+
+/// The last bytes of a response wait in the TLS session while the socket is full.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_reads_slowly_over_tls_gets_the_end_of_a_response() {
+    /// More than the kernel's buffers on both sides take, and not a multiple of what is passed at once.
+    const SIZE: usize = 24 * 1024 * 1024 + 12_345;
+    let (origin, authority) = (Origin::start(), Authority::new());
+    origin.answer(200, &[], Box::leak(vec![b'x'; SIZE].into_boxed_slice()));
+    let folder = Arc::new(tempfile::tempdir().unwrap());
+    authority.write(&folder.path().join("one.pem"), "one.test");
+    let gateway = with_tls(&origin, &folder, "certificates = [\"one.pem\"]");
+    let secret = gateway.create_key(json!({})).secret;
+    let mut stream = authority.connect(tls(&gateway), "one.test", b"http/1.1", None).await.unwrap();
+    stream.write_all(&Request::get("/v1/app/x").bearer(&secret).bytes()).await.unwrap();
+    let (mut part, mut read) = (vec![0; 64 * 1024], 0);
+    while read < SIZE {
+        let next = tokio::time::timeout(Duration::from_secs(10), stream.read(&mut part)).await;
+        let came = next.unwrap_or_else(|_| panic!("nothing after {read} bytes")).unwrap();
+        assert!(came > 0, "closed after {read} bytes");
+        let head = part[..came].windows(4).position(|end| end == b"\r\n\r\n").map_or(0, |at| at + 4);
+        read += came - head;
+        // The pace of the client: slower than the gateway, so that the socket is full when the last part comes.
+        tokio::time::sleep(Duration::from_millis(3)).await;
+    }
+    assert_eq!(read, SIZE);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

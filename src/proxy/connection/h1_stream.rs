@@ -8,7 +8,7 @@ mod protocol;
 mod write;
 
 use super::socket::{HangUpWatch, Socket};
-use super::{BODY_BUT_END, BODY_COMES, BODY_WHOLE, CloseReason, Connection};
+use super::{BODY_BUT_END, BODY_COMES, BODY_WHOLE, CloseReason, Connection, EXCHANGE_BUFFER};
 use crate::policy::http::chunks::{BadChunks, ChunkParser};
 use crate::policy::http::head::Framing;
 use bytes::{Buf, BytesMut};
@@ -18,7 +18,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, BufWriter, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufWriter, ReadBuf};
 use tokio_util::io::poll_read_buf;
 
 /// Size of the write buffer: the head and a small body of a response leave in one packet.
@@ -215,6 +215,12 @@ impl BodyFraming {
         if chunks.is_done() { Self::Closed } else { Self::Chunked(chunks) }
     }
 
+    /// How many bytes are read at once: little more than the body, because what follows it is kept during the response.
+    fn at_once(&self) -> u64 {
+        let left = if let Self::Length(left) = self { *left } else { 0 };
+        left.saturating_add(EXCHANGE_BUFFER as u64)
+    }
+
     /// How many of the next `bytes` belong to the body.
     fn pass(&mut self, bytes: &[u8]) -> Result<usize, BadChunks> {
         let (passed, gate) = match self {
@@ -275,7 +281,8 @@ impl H1ClientStream {
     fn poll_body(&mut self, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = into.filled().len();
         if self.read_buf.is_empty() {
-            ready!(Pin::new(self.io.get_mut()).poll_read(context, into))?;
+            let most = self.gate.at_once();
+            ready!(Pin::new(&mut self.io.get_mut().take(most)).poll_read(context, into))?;
         } else {
             let here = self.read_buf.len().min(into.remaining());
             into.put_slice(&self.read_buf.split_to(here));

@@ -69,6 +69,8 @@ pub(super) struct Attempt<'a> {
     /// Body bytes of the response written to the client, and body bytes being written.
     pub(super) sent: u64,
     sending: u64,
+    /// Whether the last bytes for the client may still be in the buffers of its TLS session.
+    is_unflushed: bool,
     /// Hides the usage from the client, who did not ask for it.
     filter: Option<UsageEventFilter>,
     /// Bytes of the pending part as the backend has sent it.
@@ -125,6 +127,7 @@ impl<'a> Attempt<'a> {
             surplus: false,
             sent: 0,
             sending: 0,
+            is_unflushed: false,
             filter: None,
             came: 0,
         }
@@ -244,8 +247,15 @@ impl<'a> Attempt<'a> {
     /// Sends as much of the request as possible. Ready when it is sent completely or refused.
     fn poll_upload(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Broken>> {
         while self.upload == Upload::Going {
-            let Self { up, backend, .. } = self;
-            let drained = up.poll_drain(|bytes| Pin::new(&mut *backend).poll_write_vectored(context, bytes));
+            let Self { up, backend, connection, .. } = self;
+            let drained = up.poll_drain(|bytes| {
+                let polled = Pin::new(&mut *backend).poll_write_vectored(context, bytes);
+                if polled.is_ready() {
+                    // It may pause as long after each part of a part.
+                    connection.backend_has_taken();
+                }
+                polled
+            });
             let drained = match drained {
                 Poll::Ready(Ok(())) => Pin::new(&mut self.backend).poll_flush(context),
                 other => other,
@@ -256,6 +266,7 @@ impl<'a> Attempt<'a> {
                     // The backend may have sent a response before it closed its side.
                     self.upload = Upload::Refused;
                     self.connection.backend_has_taken();
+                    self.up = Pipe::default();
                     break;
                 }
                 Poll::Pending => {
@@ -265,6 +276,8 @@ impl<'a> Attempt<'a> {
             }
             if self.client.is_between_requests() {
                 self.upload = Upload::Done;
+                // The response may take long, and nothing is sent meanwhile.
+                self.up = Pipe::default();
                 break;
             }
             ready!(self.poll_body(context))?;
@@ -276,7 +289,10 @@ impl<'a> Attempt<'a> {
     fn poll_body(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Broken>> {
         let gone = Broken::Other(ForwardError::Client);
         let Self { up, client, connection, .. } = self;
-        let came = ready!(up.poll_fill(*client, context, || connection.large_buffer())).map_err(|_| gone)?;
+        // Chunks are read in small parts: where they end is not known before.
+        let is_chunked = self.body.framing == Framing::Chunked;
+        let larger = || if is_chunked { None } else { connection.large_buffer() };
+        let came = ready!(up.poll_fill(*client, context, larger)).map_err(|_| gone)?;
         if came == 0 {
             return Poll::Ready(Err(gone));
         }
@@ -374,7 +390,11 @@ impl<'a> Attempt<'a> {
         let gone = Broken::Other(ForwardError::Client);
         if !down.is_empty() {
             ready!(down.poll_drain(|bytes| client.poll_send(context, bytes))).map_err(|_| gone)?;
+            self.is_unflushed = true;
+        }
+        if self.is_unflushed {
             ready!(Pin::new(&mut *self.client).poll_flush(context)).map_err(|_| gone)?;
+            self.is_unflushed = false;
             let sent = std::mem::take(&mut self.sending);
             if !self.client.is_sink() {
                 self.sent += sent;

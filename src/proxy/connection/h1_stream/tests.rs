@@ -4,7 +4,6 @@ use super::*;
 use crate::metrics::Metrics;
 use crate::proxy::connection::table::{ConnectionLimits, ConnectionTable};
 use std::time::Duration;
-use tokio::io::AsyncReadExt as _;
 use tokio::net::{TcpListener, TcpStream};
 
 #[tokio::test]
