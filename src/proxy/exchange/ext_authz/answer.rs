@@ -37,14 +37,17 @@ fn passes(message: &RequestMessage<'_>, ctx: &Ctx, told: &FieldList) -> CheckRes
     let mut headers = options(for_backend);
     let set: Vec<String> =
         headers.iter().filter_map(|option| Some(option.header.as_ref()?.key.clone())).collect();
-    let mut headers_to_remove = Vec::new();
+    // A client may claim nothing either, and Envoy does not always tell what it has sent.
+    let is_empty = told.iter().filter(|(name, value)| identifies(name) && value.is_empty());
+    let mut headers_to_remove: Vec<String> = is_empty.map(|(name, _)| name.as_str().to_owned()).collect();
     if let (HeaderFields::List(sent), Some(route)) = (message.fields, &ctx.route) {
         let mut left = FieldLines::new(sent.iter().copied());
         ctx.routing.headers.clean(&mut left, route, true);
         for (n, (name, _)) in sent.iter().enumerate() {
             let Ok(name) = HeaderName::from_bytes(name) else { continue };
             let is_first = sent[..n].iter().all(|(earlier, _)| *earlier != name.as_str().as_bytes());
-            if !is_first || set.iter().any(|set| *set == name.as_str()) {
+            let is_done = |all: &[String]| all.iter().any(|done| *done == name.as_str());
+            if !is_first || is_done(&set) || is_done(&headers_to_remove) {
                 continue;
             }
             let before: Vec<&[u8]> = message.fields.all(&name).collect();

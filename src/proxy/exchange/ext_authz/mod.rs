@@ -34,12 +34,15 @@ use prost::Message as _;
 use smallvec::SmallVec;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::task::Poll;
 
 /// The one method that is served.
 const CHECK: &str = "/envoy.service.auth.v3.Authorization/Check";
 const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+/// Envoy's field for a body that it has cut off.
+const PARTIAL_BODY: HeaderName = HeaderName::from_static("x-envoy-auth-partial-body");
 /// Room for what a message holds beside head and body of a request: certificates, names, extensions.
 const AROUND: usize = 64 * 1024;
 
@@ -132,7 +135,15 @@ async fn read(body: &mut RecvStream, stream: &Arc<Connection>, most: usize) -> R
     let mut whole = BufferedBody::new(stream, None);
     loop {
         stream.on_read_pending();
-        let part = body.data().await.transpose().map_err(|_| CallFailure::Gone)?;
+        let came = std::future::poll_fn(|context| {
+            stream.register_waker(context);
+            match stream.close_reason() {
+                // Late, or its memory is needed.
+                Some(_) => Poll::Ready(Err(CallFailure::Gone)),
+                None => body.poll_data(context).map(|came| came.transpose().map_err(|_| CallFailure::Gone)),
+            }
+        });
+        let part = came.await?;
         stream.on_read(part.as_ref().map_or(0, Bytes::len));
         let Some(part) = part else { return Ok(whole.whole()) };
         if !whole.add(&part) {
@@ -216,7 +227,9 @@ async fn decided(
         EarlyDecision::Decided(decided) => decided?,
         EarlyDecision::No => {
             if let Some(permit) = proxy.permit(message, ctx)? {
-                let is_whole = message.content_length().is_none_or(|length| length <= body.len() as u64);
+                let is_cut = message.fields.all(&PARTIAL_BODY).any(|said| said == b"true");
+                let is_whole =
+                    !is_cut && message.content_length().is_none_or(|length| length <= body.len() as u64);
                 let read =
                     async { Ok(if is_whole { ReadAhead::Whole(body) } else { ReadAhead::TooLong(body) }) };
                 proxy.admit_reading(message, ctx, permit, read).await?;
