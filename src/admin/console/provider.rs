@@ -10,10 +10,10 @@ use super::cookies;
 use super::session;
 use super::sign_in::{SignInRefusal, address, enter_person, note_refused, place_after, refuse};
 use super::visit::lead_to;
-use crate::admin::oidc::{Flow, NotSignedIn, Oidc, error_code};
+use crate::admin::oidc::{Access, Flow, NotSignedIn, Oidc, Person, SignInEnd, error_code};
 use axum::extract::{Query, Request, State};
-use axum::http::header;
 use axum::http::request::Parts;
+use axum::http::{HeaderValue, header};
 use axum::response::Response;
 use serde::Deserialize;
 use std::sync::Arc;
@@ -56,7 +56,7 @@ pub(super) async fn start(
     let flow = Flow::new(next);
     let place = match oidc.authorization_url(&flow, !asked.again.is_empty()).await {
         Ok(place) => place,
-        Err(why) => return failed(&console, &parts, &why, next, "unknown").await,
+        Err(why) => return failed(&console, &parts, &why, next).await,
     };
     let sealed = session::seal_flow(&console.admin.deps.peppers, oidc, &flow, console.admin.now());
     let cookie = sealed.and_then(|sealed| cookies::flow(&sealed, is_encrypted(oidc)));
@@ -72,74 +72,98 @@ pub(super) async fn start(
 pub(super) async fn callback(State(console): State<Arc<Console>>, request: Request) -> Response {
     let (parts, _) = request.into_parts();
     let mut response = match &console.admin.deps.oidc {
-        Some(oidc) => answered(&console, oidc, &parts).await,
+        Some(oidc) => {
+            let (response, ended) = answered(&console, oidc, &parts).await;
+            oidc.count(ended);
+            response
+        }
         None => refuse(&console, &parts, SignInRefusal::NoProvider, ""),
     };
     response.headers_mut().append(header::SET_COOKIE, cookies::no_flow());
     response
 }
 
-async fn answered(console: &Console, oidc: &Oidc, parts: &Parts) -> Response {
+async fn answered(console: &Console, oidc: &Oidc, parts: &Parts) -> (Response, SignInEnd) {
     let (address, now) = (address(parts), console.admin.now());
     if !console.attempts.may_try(address, now) {
-        return refuse(console, parts, SignInRefusal::TooMany, "");
+        return (refuse(console, parts, SignInRefusal::TooMany, ""), SignInEnd::Refused);
     }
     let begun = cookies::read(&parts.headers, cookies::FLOW)
         .and_then(|cookie| session::open_flow(&console.admin.deps.peppers, oidc, cookie, now));
     let answer = Query::<Answer>::try_from_uri(&parts.uri).map(|Query(answer)| answer).unwrap_or_default();
     let flow = begun.filter(|flow| session::is_same(&flow.state, &answer.state));
     let Some(flow) = flow else {
-        return refused(console, parts, SignInRefusal::NotBegunHere, "state", "", "unknown").await;
+        // Pages of other sites can have a browser ask for this, so it does not count against its address.
+        note_refused(console, parts, "unknown", "state").await;
+        return (refuse(console, parts, SignInRefusal::NotBegunHere, ""), SignInEnd::Refused);
     };
     let next = &*flow.next;
+    let (shown, why, subject) = match session_of(oidc, &answer, &flow, console).await {
+        Ok((person, access, cookie)) => {
+            return (enter_person(console, parts, &person, &access, cookie, next).await, SignInEnd::Done);
+        }
+        Err(NoSession::Refused(shown, why, subject)) => (shown, why, subject),
+        Err(NoSession::NotSignedIn(why)) => {
+            let ended = match &why {
+                NotSignedIn::Away(_) => SignInEnd::Failed,
+                NotSignedIn::Refused(_) => SignInEnd::Refused,
+            };
+            return (failed(console, parts, &why, next).await, ended);
+        }
+    };
+    // Whoever is in no group is known, so that is no guess.
+    if shown != SignInRefusal::NoGroup {
+        console.attempts.on_failed(address, now);
+    }
+    note_refused(console, parts, &subject, &why).await;
+    (refuse(console, parts, shown, next), SignInEnd::Refused)
+}
+
+/// Why there is no session.
+enum NoSession {
+    /// What the page says, and what the audit log says of whom.
+    Refused(SignInRefusal, String, String),
+    NotSignedIn(NotSignedIn),
+}
+
+/// Who has signed in, what they may do, and the cookie of their session.
+async fn session_of(
+    oidc: &Oidc,
+    answer: &Answer,
+    flow: &Flow,
+    console: &Console,
+) -> Result<(Person, Access, HeaderValue), NoSession> {
+    let refused = |shown, why: &str, subject: &str| NoSession::Refused(shown, why.into(), subject.into());
     if answer.iss.as_deref().is_some_and(|issuer| !oidc.is_issuer(issuer)) {
-        return refused(console, parts, SignInRefusal::Failed, "issuer", next, "unknown").await;
+        return Err(refused(SignInRefusal::Failed, "issuer", "unknown"));
     }
     if !answer.error.is_empty() {
         let why = format!("provider_{}", error_code(&answer.error));
-        return refused(console, parts, SignInRefusal::ByProvider, &why, next, "unknown").await;
+        return Err(refused(SignInRefusal::ByProvider, &why, "unknown"));
     }
-    let person = match oidc.redeem(&answer.code, &flow).await {
-        Ok(person) => person,
-        Err(why) => return failed(console, parts, &why, next, "unknown").await,
-    };
-    let Some(access) = oidc.access(&person) else {
-        return refused(console, parts, SignInRefusal::NoGroup, "no_group", next, &person.subject).await;
-    };
-    let sealed = session::seal_person(&console.admin.deps.peppers, oidc, &person, now);
+    let person = oidc.redeem(&answer.code, flow).await.map_err(NoSession::NotSignedIn)?;
+    let access = oidc.access(&person);
+    let access = access.ok_or_else(|| refused(SignInRefusal::NoGroup, "no_group", &person.subject))?;
+    let sealed = session::seal_person(&console.admin.deps.peppers, oidc, &person, console.admin.now());
     let cookie = sealed.and_then(|sealed| cookies::session(&sealed, is_encrypted(oidc)));
-    match cookie {
-        Some(cookie) => enter_person(console, parts, &person, &access, cookie, next).await,
-        None => {
-            refused(console, parts, SignInRefusal::Failed, "too_many_groups", next, &person.subject).await
-        }
-    }
+    let cookie = cookie.ok_or_else(|| refused(SignInRefusal::Failed, "too_many_groups", &person.subject))?;
+    Ok((person, access, cookie))
 }
 
-/// Nobody is signed in.
-async fn failed(console: &Console, parts: &Parts, why: &NotSignedIn, next: &str, subject: &str) -> Response {
+/// The provider cannot be used, or says what cannot be believed.
+async fn failed(console: &Console, parts: &Parts, why: &NotSignedIn, next: &str) -> Response {
     match why {
         NotSignedIn::Away(why) => {
             tracing::warn!(%why, "console sign-in failed: the identity provider cannot be used");
-            note_refused(console, parts, subject, "provider_away").await;
+            note_refused(console, parts, "unknown", "provider_away").await;
             refuse(console, parts, SignInRefusal::Away, next)
         }
-        NotSignedIn::Refused(why) => refused(console, parts, SignInRefusal::Failed, why, next, subject).await,
+        NotSignedIn::Refused(why) => {
+            console.attempts.on_failed(address(parts), console.admin.now());
+            note_refused(console, parts, "unknown", why).await;
+            refuse(console, parts, SignInRefusal::Failed, next)
+        }
     }
-}
-
-/// Refuses a sign-in, which counts against the address.
-async fn refused(
-    console: &Console,
-    parts: &Parts,
-    shown: SignInRefusal,
-    why: &str,
-    next: &str,
-    subject: &str,
-) -> Response {
-    console.attempts.on_failed(address(parts), console.admin.now());
-    note_refused(console, parts, subject, why).await;
-    refuse(console, parts, shown, next)
 }
 
 fn is_encrypted(oidc: &Oidc) -> bool {

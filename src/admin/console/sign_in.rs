@@ -177,7 +177,10 @@ pub(super) async fn by_code(
         && console.attempts.may_try(address, now);
     let codes = console.admin.deps.sign_in_codes.as_ref().filter(|_| may_try);
     let Some(token) = codes.and_then(|codes| codes.redeem(&code, now)) else {
-        console.attempts.on_failed(address, now);
+        // Pages of other sites can have a browser ask for this, so it does not count against its address.
+        if !is_led_here(&parts.headers) {
+            console.attempts.on_failed(address, now);
+        }
         if codes.is_some() {
             note_refused(&console, &parts, "unknown", "code").await;
         }

@@ -116,6 +116,17 @@ pub(super) enum NotSignedIn {
     Refused(String),
 }
 
+/// How a sign-in ended, in metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum SignInEnd {
+    /// There is a session.
+    Done,
+    /// There is none.
+    Refused,
+    /// The provider could not be used.
+    Failed,
+}
+
 /// How long the provider's document and keys are used before they are read again.
 const FRESH: Duration = Duration::from_hours(1);
 /// How old they may be while they cannot be read.
@@ -134,8 +145,8 @@ const SIGNED_OUT: &str = "/console/sign-in";
 impl Oidc {
     /// The sign-in with the provider, which is not asked before somebody signs in.
     pub fn new(options: OidcOptions, clock: Arc<dyn Clock>, metrics: Arc<Metrics>) -> Result<Self, BadAuth> {
-        for result in ["done", "refused", "failed"] {
-            metrics.admin_oidc_sign_ins.with_label_values(&[result]);
+        for ended in [SignInEnd::Done, SignInEnd::Refused, SignInEnd::Failed] {
+            metrics.admin_oidc_sign_ins.with_label_values(&[ended.name()]);
         }
         let auth = Auth::new(AuthConfig {
             keys: AuthKeys::Unread,
@@ -218,19 +229,13 @@ impl Oidc {
         named == self.options.issuer
     }
 
-    /// Who has signed in, by the code of the provider's answer.
-    pub(super) async fn redeem(&self, code: &str, flow: &Flow) -> Result<Person, NotSignedIn> {
-        let done = self.person(code, flow).await;
-        let result = match &done {
-            Ok(_) => "done",
-            Err(NotSignedIn::Refused(_)) => "refused",
-            Err(NotSignedIn::Away(_)) => "failed",
-        };
-        self.metrics.admin_oidc_sign_ins.with_label_values(&[result]).inc();
-        done
+    /// Counts an answer of the provider that ended so.
+    pub(super) fn count(&self, ended: SignInEnd) {
+        self.metrics.admin_oidc_sign_ins.with_label_values(&[ended.name()]).inc();
     }
 
-    async fn person(&self, code: &str, flow: &Flow) -> Result<Person, NotSignedIn> {
+    /// Who has signed in, by the code of the provider's answer.
+    pub(super) async fn redeem(&self, code: &str, flow: &Flow) -> Result<Person, NotSignedIn> {
         let known = self.provider().await?;
         let tokens = self.exchange(&known.0, code, flow).await?;
         let text = |name: &str| tokens.get(name).and_then(Value::as_str);
@@ -394,7 +399,17 @@ impl fmt::Debug for Oidc {
     }
 }
 
-// === impl Flow ===
+// === impl SignInEnd, Flow ===
+
+impl SignInEnd {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Refused => "refused",
+            Self::Failed => "failed",
+        }
+    }
+}
 
 impl Flow {
     /// A sign-in that leads to the page `next`.

@@ -41,6 +41,7 @@ impl Provider {
     pub(super) async fn read(options: &OidcOptions) -> Result<(Self, String), String> {
         let document = format!("{}{DOCUMENT}", options.issuer.trim_end_matches('/'));
         let place = private_url(&document).ok_or("the issuer is no URL")?;
+        let is_encrypted = place.tls;
         let client =
             |place: HttpUrl| HttpClient::trusting(place, &options.trust).map_err(|error| error.to_string());
         let said = object(&get(&client(place)?, None, ANSWER_BYTES, options.timeout).await?)?;
@@ -49,7 +50,11 @@ impl Provider {
         }
         let place = |name: &str| match said.get(name).and_then(Value::as_str) {
             None => Ok(None),
-            Some(text) => private_url(text).map(Some).ok_or_else(|| format!("{name} is no https URL")),
+            // On this machine plain HTTP is for a provider that is on it as well.
+            Some(text) => private_url(text)
+                .filter(|place| place.tls || !is_encrypted)
+                .map(Some)
+                .ok_or_else(|| format!("{name} is no https URL")),
         };
         let needed = |name: &str| place(name)?.ok_or_else(|| format!("{document} has no {name}"));
         let provider = Self {
