@@ -88,8 +88,9 @@ const LAYERS: [(&str, &[&str]); 4] = [
     ("store", &["error", "imported", "record", "node", "usage", "shared", "postgres", "sqlite"]),
 ];
 /// Where in the tests a pause is justified, and why.
-const PAUSES: [(&str, usize, &str); 19] = [
+const PAUSES: [(&str, usize, &str); 20] = [
     ("tests/edge/slow.rs", 3, "a client that sends or takes a little at a time is the subject"),
+    ("tests/edge/source.rs", 1, "a client that takes a little at a time is the subject"),
     ("src/proxy/upstream/maintain.rs", 3, "time is paused"),
     ("tests/upstreams/tunnels.rs", 1, "a side that speaks now and then"),
     ("tests/propagation/main.rs", 1, "requests come at a rate"),
