@@ -24,7 +24,13 @@ impl Bucket {
     /// How long it takes until the bucket is full. Charged units refill as if the current rate and burst had always
     /// applied, so that nobody waits longer than these require.
     pub(super) fn debt_ns(&self, step_ns: u64, burst: u64, now_ns: u64) -> u64 {
-        self.full_at(step_ns, burst).saturating_sub(now_ns)
+        self.full_at(step_ns, burst).saturating_sub(self.not_before_last(now_ns))
+    }
+
+    /// A thread that had to wait between the clock and this bucket finds it charged at a later time than its own. It is that late by
+    /// now, and what has refilled meanwhile is not a debt.
+    fn not_before_last(&self, now_ns: u64) -> u64 {
+        now_ns.max(self.at_ns)
     }
 
     fn full_at(&self, step_ns: u64, burst: u64) -> u64 {
@@ -45,6 +51,7 @@ impl Bucket {
 
     pub(super) fn charge(&mut self, step_ns: u64, burst: u64, cost: u64, now_ns: u64) {
         let debt = self.debt_ns(step_ns, burst, now_ns);
+        let now_ns = self.not_before_last(now_ns);
         if step_ns != self.step_ns {
             self.forget_marks(now_ns);
         }

@@ -210,6 +210,22 @@ fn a_lowered_plan_rules_the_rate_and_the_burst() {
     assert_eq!(rate(&key_limits(&key, &plan(10))), by_plan);
 }
 
+/// Threads read the clock before they take the lock, and may have to wait in between.
+#[test]
+fn a_request_that_had_to_wait_is_not_refused_because_a_later_one_came_first() {
+    let (mut state, limits) = (CounterState::default(), [bucket(1_000, 2)]);
+    let clock = ManualClock::at(Timestamp::from_secs(1_764_000_000));
+    let early = clock.now();
+    clock.advance(Duration::from_secs(3));
+    assert!(charge(&mut state, &limits, clock.now()).is_ok());
+    assert!(charge(&mut state, &limits, early).is_ok());
+    // Both are spent, whatever the order.
+    for now in [early, clock.now()] {
+        let refused = charge(&mut state, &limits, now).expect_err("both are spent");
+        assert_eq!(refused.retry, RetryAfter::Wait(Duration::from_millis(1)));
+    }
+}
+
 #[test]
 fn counts_do_not_depend_on_the_configured_limits() {
     let mut state = CounterState::default();
