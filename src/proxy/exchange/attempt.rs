@@ -40,6 +40,7 @@ pub(super) enum Broken {
 }
 
 /// The state of one attempt.
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own about the attempt")]
 pub(super) struct Attempt<'a> {
     pub(super) client: &'a mut H1ClientStream,
     pub(super) connection: &'a Arc<Connection>,
