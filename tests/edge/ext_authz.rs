@@ -313,6 +313,12 @@ async fn an_end_user_in_the_body_is_found_in_the_body_that_was_sent_along() {
     assert_eq!(user.expect("an end user").1, "u");
     let part = ask(&gateway, &asked("{\"user\": \"u\"", "13")).await.denied.expect("a refusal");
     assert_eq!(part.status.expect("a status").code, 413);
+    // Where no length tells, Envoy says that it has cut the body off.
+    let mut cut = Ask::about("POST", "/v1/x").bearer(&key.secret).header("content-type", "application/json");
+    cut = cut.header("transfer-encoding", "chunked").header("x-envoy-auth-partial-body", "true");
+    cut.body = "{\"user\": \"u\"}";
+    let cut = ask(&gateway, &cut).await.denied.expect("a refusal");
+    assert_eq!(cut.status.expect("a status").code, 413);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
